@@ -1,7 +1,8 @@
 """Every message between roles, one union per receiver. Whoever has read this file knows the protocol.
 
     api  -- Request -->  scheduler  -- Orders -->  worker
-    api  <-- Snapshot, Committed, Answer, LiveProgress --  scheduler  <-- Hello, Reports, Heartbeat, ProgressReport --  worker
+    api  <-- Snapshot, Committed, Answer, LiveProgress --  scheduler
+                                                           scheduler  <-- Hello, Reports, Heartbeat --  worker
 
 Beside the messages a link carries *streams* (logs, exec, attach, stats, audit, doctor): whoever opens one sends a
 `StreamRequest` first; then both sides exchange frames of bytes (see `rik.link.base.Stream`).
@@ -50,7 +51,14 @@ class DeleteInstance(Record, frozen=True, tag=True):
     namespace: str
 
 
-Command = CreateWorkload | DeleteWorkload | CreateInstances | DeleteInstance
+class Explain(Record, frozen=True, tag=True):
+    """Runs the placement of an instance again, changing nothing. Answered with the contract's `instances.explain`."""
+
+    instance: str
+    namespace: str
+
+
+Command = CreateWorkload | DeleteWorkload | CreateInstances | DeleteInstance | Explain
 
 
 class Request(Record, frozen=True, tag=True):
@@ -235,7 +243,7 @@ class Heartbeat(Record, frozen=True, tag=True):
 
 FromWorker = Hello | Reports | ProgressReport | Heartbeat
 
-# --- streams, opened by the api towards a worker -----------------------------------------------------------------------
+# --- streams, opened by the api towards a worker ---------------------------------------------------------------------
 
 
 class ReadLogs(Record, frozen=True, tag=True):

@@ -43,7 +43,7 @@ NUMBERS = {
     Status.DESTROYING: 6,
 }
 
-# Status only moves forward; whatever does not follow (a late or repeated report) is dropped by this table and nowhere else.
+# Status only moves forward; what does not follow (a late or repeated report) is dropped by this table, nowhere else.
 #   Pending    -> Terminated: deleted before it had a node; -> Failed: its deadline passed, or no node can ever run it.
 #   Creating   -> Terminated: it ran to its end, or was deleted, between two reports; -> Destroying: a start that failed
 #                 half-way, or a delete, stops what was begun.

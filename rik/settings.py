@@ -1,0 +1,95 @@
+"""What can be set, with units and defaults. `rik.cli.serve` fills this from flags, RIK_SERVE_* variables and a file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+
+DEFAULT_LISTEN = "127.0.0.1:5000"
+ROLES = ("api", "scheduler", "worker")
+DAY_S = 86_400.0
+GIB = 2**30
+
+
+class SchedulerSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Durations in seconds.
+
+    A node is believed for `lease_s` after its last heartbeat; its instances are given up `lost_after_s` later.
+    Final records are listed for `keep_finished_s`, at most `keep_finished` of them; post-mortems as long again.
+    `creating_margin_s` is how much longer than a worker the scheduler waits before it ends a Creating itself.
+    """
+
+    lease_s: float = 10.0
+    lost_after_s: float = 60.0
+    placement: str = "spread"
+    keep_finished_s: float = 7 * DAY_S
+    keep_finished: int = 10_000
+    creating_margin_s: float = 45.0
+    destroying_margin_s: float = 45.0
+    tick_s: float = 0.5
+
+
+class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Durations in seconds. `runtime` is auto, oci, process or fake.
+
+    `start_s` bounds the start of an instance's commands, `idle_pull_s` a pull without a byte, `destroy_s` how long
+    after the grace something may take to die. `parallel_starts` bounds how many instances are created at a time.
+    """
+
+    node: str
+    labels: dict[str, str] = {}
+    runtime: str = "auto"
+    publish_address: str = ""
+    unsafe_plain: bool = False
+    stop_instances: bool = False
+    bind_to_process: bool = False
+    heartbeat_interval_s: float = 2.0
+    start_s: float = 30.0
+    idle_pull_s: float = 60.0
+    destroy_s: float = 30.0
+    parallel_starts: int = 8
+    log_retention_bytes: int = GIB
+
+
+class ApiSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Sizes in bytes, durations in seconds.
+
+    `allowed_hosts` are further values of the Host header (and, as origins, of Origin) beyond the listening address,
+    localhost and loopback addresses. `watch_queue` is how many frames a watcher may be behind before it gets a gap.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 5000
+    allowed_hosts: tuple[str, ...] = ()
+    max_body_bytes: int = 2**20
+    watch_queue: int = 2_000
+    sync_interval_s: float = 10.0
+    progress_interval_s: float = 0.5
+    batch_interval_s: float = 0.1
+    keep_alive_s: float = 75.0
+    shutdown_s: float = 3.0
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """One host. `allow_dirs` None: images and files may be read from anywhere."""
+
+    data_dir: Path
+    roles: tuple[str, ...] = ROLES
+    demo: bool = False
+    allow_dirs: tuple[Path, ...] | None = ()
+    log_format: str = "text"
+    log_level: str = "info"
+    journal_revisions: int = 100_000
+    worker: WorkerSettings
+    scheduler: SchedulerSettings = SchedulerSettings()
+    api: ApiSettings = ApiSettings()
+
+
+def default_data_dir() -> Path:
+    """`/var/lib/rik` for root, else `$XDG_STATE_HOME/rik` (`~/.local/state/rik`)."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/rik")
+    state = os.environ.get("XDG_STATE_HOME", "")
+    return (Path(state) if os.path.isabs(state) else Path.home() / ".local" / "state") / "rik"
