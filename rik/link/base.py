@@ -10,8 +10,8 @@ import trio
 from rik.errors import RikError
 from rik.messages import StreamRequest
 
-Out = TypeVar("Out", contravariant=True)
-In = TypeVar("In", covariant=True)
+Out_contra = TypeVar("Out_contra", contravariant=True)
+In_co = TypeVar("In_co", covariant=True)
 
 # Frames of a stream that may wait on either side before the sender has to: 16 frames of at most 64 KiB are 1 MiB.
 STREAM_FRAMES = 16
@@ -54,18 +54,18 @@ class Stream(Protocol):
         ...
 
 
-class Link(Protocol[Out, In]):
+class Link(Protocol[Out_contra, In_co]):
     """One end of a session between two roles."""
 
-    async def send(self, message: Out) -> None:
+    async def send(self, message: Out_contra) -> None:
         """Waits for room. Raises LinkClosed."""
         ...
 
-    def send_nowait(self, message: Out) -> None:
+    def send_nowait(self, message: Out_contra) -> None:
         """Raises trio.WouldBlock when there is no room, LinkClosed when the other side is gone."""
         ...
 
-    async def receive(self) -> In:
+    async def receive(self) -> In_co:
         """Raises LinkClosed at the end."""
         ...
 
