@@ -1,8 +1,8 @@
 """The contract of a runtime: the same verbs for containers and microVMs.
 
 Every verb is idempotent, and legal after any other was cut off at any point, also by a `kill -9` of RIK: `prepare`
-after half a `prepare`, `remove` after nothing at all. A runtime raises `InstanceFailure` (with one of `Reason`) for what
-is the workload's or the host's fault, and anything else only for a bug.
+after half a `prepare`, `remove` after nothing at all. A runtime raises `InstanceFailure` (with one of `Reason`) for
+what is the workload's or the host's fault, and anything else only for a bug.
 """
 
 from __future__ import annotations
