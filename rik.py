@@ -271,7 +271,7 @@ def run_captured(command: list[str], environment: dict[str, str] | None = None) 
         return subprocess.CompletedProcess(command, 127, str(error))
 
 
-def last_lines(text: str, count: int = 8) -> str:
+def last_lines(text: str, count: int = 15) -> str:
     return "\n".join(f"  {line}" for line in text.strip().splitlines()[-count:])
 
 
