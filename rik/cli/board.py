@@ -1,0 +1,118 @@
+"""What `run` and `create --wait` show while instances are on their way: rich rows on a terminal, else plain lines."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from types import TracebackType
+from typing import IO, Any
+
+import click
+
+from rik.cli.output import STATUS_STYLES, clean, is_terminal
+from rik.cli.story import Record, is_final, progress_phrase, why
+
+ROWS_MAX = 20  # more do not fit a terminal; the rest is summed up in one row
+REFRESHES_PER_S = 10
+
+
+class PlainBoard:
+    """One line for every change that can be told from the last: `web-1  Creating  pull 43 %`."""
+
+    def __init__(self, names: Sequence[str], stream: IO[str]) -> None:
+        self._stream = stream
+        self._width = max((len(name) for name in names), default=0)
+        self._last: dict[str, str] = {}
+
+    def __enter__(self) -> PlainBoard:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    def show(self, instance: Record) -> None:
+        name = str(instance.get("name"))
+        line = f"{name:<{self._width}}  {str(instance.get('status')):<10}  {remark(instance)}".rstrip()
+        if self._last.get(name) != line:
+            self._last[name] = line
+            click.echo(line, file=self._stream)
+
+
+class LiveBoard:
+    """A row per instance, redrawn in place, with a spinner until it is settled and a bar while bytes are counted."""
+
+    def __init__(self, names: Sequence[str], stream: IO[str]) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self._names = list(names)
+        self._records: dict[str, Record] = {}
+        self._spinners: dict[str, Any] = {}
+        console = Console(file=stream, highlight=False)
+        self._live = Live(console=console, refresh_per_second=REFRESHES_PER_S, get_renderable=self._draw)
+
+    def __enter__(self) -> LiveBoard:
+        self._live.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.__exit__(kind, error, trace)
+
+    def show(self, instance: Record) -> None:
+        self._records[str(instance.get("name"))] = instance
+
+    def _draw(self) -> Any:
+        from rich.table import Table
+        from rich.text import Text
+
+        grid = Table.grid(padding=(0, 2))
+        for name in self._names[:ROWS_MAX]:
+            grid.add_row(*self._row(name, self._records.get(name) or {"name": name, "status": "Pending"}))
+        if len(self._names) > ROWS_MAX:
+            counts: dict[str, int] = {}
+            for name in self._names[ROWS_MAX:]:
+                status = str((self._records.get(name) or {}).get("status") or "Pending")
+                counts[status] = counts.get(status, 0) + 1
+            summed = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+            grid.add_row("", Text(f"and {len(self._names) - ROWS_MAX} more: {summed}"), "", "")
+        return grid
+
+    def _row(self, name: str, instance: Record) -> tuple[Any, ...]:
+        from rich.progress_bar import ProgressBar
+        from rich.spinner import Spinner
+        from rich.text import Text
+
+        status = str(instance.get("status"))
+        mark: Any
+        if status == "Running":
+            mark = Text("●", style="green")
+        elif is_final(instance):
+            mark = Text("✗" if status == "Failed" else "✓", style=STATUS_STYLES[status])
+        else:
+            mark = self._spinners.setdefault(name, Spinner("dots"))
+        progress = instance.get("progress") or {}
+        bar: Any = ""
+        if status == "Creating" and progress.get("total"):
+            bar = ProgressBar(total=progress["total"], completed=progress.get("done") or 0, width=24)
+        return mark, Text(name), Text(status, style=STATUS_STYLES.get(status, "")), bar or Text(remark(instance))
+
+
+def remark(instance: Record) -> str:
+    """What is to be said beside the status: the step, where it runs, or why it ended."""
+    status = instance.get("status")
+    if status == "Creating":
+        return progress_phrase(instance)
+    if status == "Running":
+        node = instance.get("node")
+        return f"on {node}" if node else ""
+    return clean(why(instance))
+
+
+def board_for(names: Sequence[str], stream: IO[str] | None = None) -> PlainBoard | LiveBoard:
+    """The board that suits `stream`, standard output by default; use it as a context manager."""
+    stream = stream or sys.stdout
+    return LiveBoard(names, stream) if is_terminal(stream) else PlainBoard(names, stream)
