@@ -15,6 +15,7 @@ from typing import Protocol
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 UID_LENGTH = 20
 CRASH_VARIABLE = "RIK_CRASH_AT"
+STEPS_VARIABLE = "RIK_STEP_LOG"
 
 
 class Environment(Protocol):
@@ -45,7 +46,7 @@ class SystemEnvironment:
     """The real one.
 
     `RIK_CRASH_AT=STEP` or `STEP:N` makes the process kill itself (SIGKILL) the N-th time it comes to that step: the
-    tests that prove that nothing is lost or leaked by a crash use it.
+    tests that prove that nothing is lost or leaked by a crash use it. `RIK_STEP_LOG=FILE` appends every step passed.
     """
 
     def __init__(self) -> None:
@@ -53,6 +54,8 @@ class SystemEnvironment:
         wanted, _, count = os.environ.get(CRASH_VARIABLE, "").partition(":")
         self._crash_at = wanted
         self._crash_in = int(count) if count.isdigit() else 1
+        log = os.environ.get(STEPS_VARIABLE, "")
+        self._step_log = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600) if log else -1
 
     def now(self) -> int:
         return time.time_ns() // 1_000_000
@@ -72,6 +75,8 @@ class SystemEnvironment:
         return seconds * (0.5 + self._random.random() / 2)
 
     def step(self, name: str) -> None:
+        if self._step_log >= 0:
+            os.write(self._step_log, f"{name}\n".encode())
         if name == self._crash_at:
             self._crash_in -= 1
             if self._crash_in == 0:

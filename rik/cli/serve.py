@@ -25,7 +25,7 @@ _BYTES = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, None: 1}
 _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?", re.ASCII)
 
 
-class Duration(click.ParamType):
+class Duration(click.ParamType[float]):
     """Seconds, from `90`, `90s`, `15m`, `12h` or `7d`."""
 
     name = "duration"
@@ -37,7 +37,7 @@ class Duration(click.ParamType):
         return float(match[1]) * _SECONDS[match[2]]
 
 
-class Size(click.ParamType):
+class Size(click.ParamType[int]):
     """Bytes, from `1048576` or `512Mi`."""
 
     name = "size"
@@ -49,7 +49,7 @@ class Size(click.ParamType):
         return int(match[1]) * _BYTES[match[2]]
 
 
-class Address(click.ParamType):
+class Address(click.ParamType[tuple[str, int]]):
     """(host, port), from `HOST:PORT`, `[V6]:PORT` or `:PORT`."""
 
     name = "host:port"
