@@ -2,9 +2,9 @@
 
 `require` is how a test says that it needs something of this machine: a program (`umoci`), or one of the abilities
 named in `ABILITIES` (`user-namespaces`). On a developer's machine a test whose need is not met is skipped with the
-reason; in CI (`CI=true`, as `.ci/run` sets it) it fails instead, because there everything is installed and a skip would
-hide that a runtime is no longer tested. Needs of who runs the tests (`root`, `ordinary-user`) skip everywhere: `.ci/run`
-runs the suite as both. Two ways to say it, for whole tests or modules and for the middle of a test or a fixture:
+reason; in CI (`CI=true`, as `.ci/run` sets it) it fails instead, because there everything is installed and a skip
+would hide that a runtime is no longer tested. Needs of who runs the tests (`root`, `ordinary-user`) skip everywhere:
+`.ci/run` runs the suite as both. Two ways to say it, for whole tests or modules and for the middle of a test:
 
     pytestmark = pytest.mark.require("user-namespaces", reason="pods are made of them")
 
