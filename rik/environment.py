@@ -1,7 +1,7 @@
 """Time, randomness, identities and crash points: everything by which one run differs from another.
 
-Roles take an `Environment` and never ask the operating system themselves, so that a whole cluster can be simulated exactly.
-Durations are measured with `trio.current_time()`, which a simulation replaces by Trio's mock clock.
+Roles take an `Environment` and never ask the operating system themselves, so that a whole cluster can be simulated
+exactly. Durations are measured with `trio.current_time()`, which a simulation replaces by Trio's mock clock.
 """
 
 from __future__ import annotations
