@@ -34,7 +34,7 @@ class PlainBoard:
 
     def show(self, instance: Record) -> None:
         name = str(instance.get("name"))
-        line = f"{name:<{self._width}}  {str(instance.get('status')):<10}  {remark(instance)}".rstrip()
+        line = f"{name:<{self._width}}  {instance.get('status')!s:<10}  {remark(instance)}".rstrip()
         if self._last.get(name) != line:
             self._last[name] = line
             click.echo(line, file=self._stream)

@@ -1,4 +1,4 @@
-"""The API over plain HTTP: one call, one answer, and errors as sentences. Standard library only, so that it loads fast."""
+"""The API over plain HTTP: one call, one answer, errors as sentences. Standard library only, so that it loads fast."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Client:
             with translated(self.cluster):
                 response = self._ask(connection, "GET", path_of(call, *names, query=query), None, {})
                 if response.status >= 400:
-                    raise refusal(response.status, response.read(), response.headers)
+                    raise refusal(response.status, response.read(), dict(response.headers))
                 if connection.sock is not None:
                     connection.sock.settimeout(None)
                 while chunk := response.read1(CHUNK_BYTES):
@@ -145,7 +145,7 @@ class Client:
         else:
             self._kept = connection
         if response.status >= 300:
-            raise refusal(response.status, body, response.headers)
+            raise refusal(response.status, body, dict(response.headers))
         return Answer(response.status, body)
 
 

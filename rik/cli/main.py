@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import click
 
@@ -84,7 +84,7 @@ class LazyGroup(click.Group):
         return found + click.Command.shell_complete(self, ctx, incomplete)
 
 
-def no_such_command(name: str, known: Sequence[str] | dict[str, Any], ctx: click.Context) -> click.UsageError:
+def no_such_command(name: str, known: Iterable[str], ctx: click.Context) -> click.UsageError:
     """The usage error for an unknown command, with the nearest known ones."""
     from difflib import get_close_matches
 
@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 
 def run_cli(argv: Sequence[str]) -> int:
-    """The exit code of one command line. Whatever goes wrong becomes `error: …` on standard error, never a traceback."""
+    """The exit code of one command line. Whatever goes wrong becomes `error: …` on standard error, no traceback."""
     try:
         result = cli.main(list(argv), prog_name="rik", standalone_mode=False)
         sys.stdout.flush()
@@ -126,7 +126,7 @@ def run_cli(argv: Sequence[str]) -> int:
         return _report_click(error)
     except RikError as error:
         return _report(error)
-    except Exception as error:  # noqa: BLE001  (the outermost edge: a bug in the program, shown as one)
+    except Exception as error:  # the outermost edge: a bug in the program, shown as one
         if os.environ.get(DEBUG_VARIABLE):
             raise
         return _report(

@@ -27,7 +27,7 @@ STATUS_STYLES = {
 
 
 class Column(NamedTuple):
-    """`cell` makes a row's text; a `wide` column is shown by `-o wide` alone; `styled` ones are coloured by their word."""
+    """`cell` makes a row's text; a `wide` one is shown by `-o wide` alone; `styled` colours it by its word."""
 
     title: str
     cell: Callable[[Any], str]
@@ -55,7 +55,7 @@ def paint(text: str, style: str, *, bold: bool = False, stream: IO[Any] | None =
 
 
 def paint_status(word: str, *, stream: IO[Any] | None = None) -> str:
-    return paint(word, STATUS_STYLES.get(word.split(" ")[0], ""), stream=stream)
+    return paint(word, STATUS_STYLES.get(word.split(" ", maxsplit=1)[0], ""), stream=stream)
 
 
 def clean(text: object) -> str:

@@ -1,4 +1,4 @@
-"""An instance in words: where it stands, why it ended, where its ports are. Pure functions from an API record to text."""
+"""An instance in words: where it stands, why it ended, where its ports are. Pure functions from a record to text."""
 
 from __future__ import annotations
 

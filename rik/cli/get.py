@@ -1,0 +1,248 @@
+"""`rik get workloads|instances|nodes|events`: lists, single records, and lists that are followed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+
+from rik.cli.amounts import age, amount, cores
+from rik.cli.client import Answer, Client, Query
+from rik.cli.command import (
+    ResourceGroup,
+    complete_instances,
+    complete_nodes,
+    complete_workloads,
+    connect,
+    filter_options,
+    filters,
+    format_option,
+)
+from rik.cli.errors import CommandError, RequestRefused
+from rik.cli.output import Column, aligned, clean, say, show
+from rik.cli.story import short_ports, status_phrase, why
+
+POLL_S = 2.0  # what has no watch of its own (workloads, nodes, events) is asked for again this often
+MESSAGE_CHARS = 80
+
+INSTANCE_COLUMNS = (
+    Column("Name", lambda record: record["name"]),
+    Column("Workload", lambda record: record.get("workload") or ""),
+    Column("Status", status_phrase, styled=True),
+    Column("Node", lambda record: record.get("node") or ""),
+    Column("Age", lambda record: age(record.get("created_at"))),
+    Column("Ports", short_ports),
+    Column("Why", lambda record: _shortened(why(record))),
+    Column("Kind", lambda record: record.get("kind") or "", wide=True),
+    Column("IP", lambda record: record.get("ip") or "", wide=True),
+    Column("Updated", lambda record: age(record.get("updated_at")), wide=True),
+    Column("Uid", lambda record: record.get("uid") or "", wide=True),
+)
+
+WORKLOAD_COLUMNS = (
+    Column("Name", lambda entry: entry["name"]),
+    Column("Kind", lambda entry: entry["value"].get("kind") or ""),
+    Column("Replicas", lambda entry: str(entry["value"].get("replicas") or 1), right=True),
+    Column("Runs", lambda entry: _shortened(_runs(entry["value"]))),
+    Column("Id", lambda entry: entry["id"], wide=True),
+)
+
+NODE_COLUMNS = (
+    Column("Name", lambda node: node["name"]),
+    Column("Status", lambda node: node.get("status") or "", styled=True),
+    Column("Runtimes", lambda node: _runtimes(node)),
+    Column("CPU", lambda node: _share(node, "cpu_millis", cores), right=True),
+    Column("Memory", lambda node: _share(node, "memory_bytes", lambda value: amount(value, "bytes")), right=True),
+    Column("Instances", lambda node: str(node.get("instances", "")), right=True),
+    Column("Heartbeat", lambda node: age(node.get("heartbeat_at"))),
+    Column("Roles", lambda node: ",".join(node.get("roles") or ()), wide=True),
+    Column("Labels", lambda node: ",".join(f"{k}={v}" for k, v in (node.get("labels") or {}).items()), wide=True),
+    Column("Version", lambda node: node.get("version") or "", wide=True),
+    Column("Id", lambda node: node.get("id") or "", wide=True),
+)
+
+EVENT_COLUMNS = (
+    Column("At", lambda event: age(event.get("at"))),
+    Column("Type", lambda event: event.get("type") or "", styled=True),
+    Column("Object", lambda event: event.get("object") or ""),
+    Column("Reason", lambda event: event.get("reason") or ""),
+    Column("Message", lambda event: event.get("message") or ""),
+    Column("Node", lambda event: event.get("node") or "", wide=True),
+    Column("Revision", lambda event: str(event.get("revision", "")), wide=True, right=True),
+)
+
+watch_option = click.option("--watch", "follow", is_flag=True, help="Keep following what changes.")
+
+
+@click.group(cls=ResourceGroup)
+def get() -> None:
+    """List workloads, instances, nodes or events, or show one of them."""
+
+
+@get.command("instances")
+@click.argument("name", required=False, shell_complete=complete_instances)
+@format_option
+@filter_options
+@watch_option
+def get_instances(
+    name: str | None, style: str, status: str | None, workload: str | None, node: str | None, follow: bool
+) -> int | None:
+    """All instances, or the one called NAME (its post-mortem, when it is no longer listed)."""
+    client = connect()
+    if follow:
+        from rik.cli.watch import follow_instances
+
+        return follow_instances(client, filters(status, workload, node), style, name)
+    if name is not None:
+        answer = client.get("instances.get", name)
+        show(answer, style, lambda record: [record], INSTANCE_COLUMNS)
+    else:
+        answer = client.get("instances.list", query=filters(status, workload, node))
+        show(answer, style, _values, INSTANCE_COLUMNS)
+    return None
+
+
+@get.command("workloads")
+@click.argument("name", required=False, shell_complete=complete_workloads)
+@format_option
+@watch_option
+def get_workloads(name: str | None, style: str, follow: bool) -> None:
+    """All workloads, or the one called NAME."""
+    client = connect()
+    rows: Callable[[Any], Sequence[Any]] = lambda entries: entries if name is None else [entries]  # noqa: E731
+    _once_or_again(follow, style, lambda: _listed(client, "workloads.list", {}, name, "workload"), rows, WORKLOAD_COLUMNS)
+
+
+@get.command("nodes")
+@click.argument("name", required=False, shell_complete=complete_nodes)
+@format_option
+@click.option("--status", type=click.Choice(["Ready", "NotReady"], case_sensitive=False), help="Only those in this status.")
+@watch_option
+def get_nodes(name: str | None, style: str, status: str | None, follow: bool) -> None:
+    """All nodes, or the one called NAME."""
+    client = connect()
+
+    def ask() -> Answer:
+        if name is not None:
+            return client.get("nodes.get", name)
+        answer = client.get("nodes.list")
+        return kept(answer, lambda entry: entry["value"].get("status") == status) if status else answer
+
+    _once_or_again(follow, style, ask, _values if name is None else lambda node: [node], NODE_COLUMNS)
+
+
+@get.command("events")
+@click.argument("instance", required=False, shell_complete=complete_instances)
+@format_option
+@click.option("--node", help="Only those of this node.", shell_complete=complete_nodes)
+@watch_option
+def get_events(instance: str | None, style: str, node: str | None, follow: bool) -> None:
+    """What happened, oldest first: all of it, or what concerns one INSTANCE."""
+    client = connect()
+
+    def ask() -> Answer:
+        answer = client.get("events.list", query={"instance": instance})
+        return kept(answer, lambda event: event.get("node") == node) if node else answer
+
+    _once_or_again(follow, style, ask, lambda events: events, EVENT_COLUMNS)
+
+
+def kept(answer: Answer, wanted: Callable[[Any], bool]) -> Answer:
+    """The entries of a list answer for which `wanted` is true, each exactly as the API wrote it."""
+    import msgspec
+
+    raws = msgspec.json.decode(answer.body, type=list[msgspec.Raw])
+    chosen = [bytes(raw) for raw in raws if wanted(msgspec.json.decode(raw))]
+    return Answer(answer.status, b"[" + b",".join(chosen) + b"]")
+
+
+def find(client: Client, call: str, name: str, what: str) -> Answer:
+    """The entry of a list that is called `name` or has it as its id, exactly as the API wrote it."""
+    import msgspec
+
+    answer = client.get(call)
+    names = []
+    for raw in msgspec.json.decode(answer.body, type=list[msgspec.Raw]):
+        entry = msgspec.json.decode(raw)
+        if name in (entry["name"], entry["id"]):
+            return Answer(answer.status, bytes(raw))
+        names.append(entry["name"])
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, names, n=1)
+    raise RequestRefused(
+        f"there is no {what} `{name}`",
+        status=404,
+        next_step=f"did you mean `{near[0]}`?" if near else f"rik get {what}s lists those there are",
+    )
+
+
+def _listed(client: Client, call: str, query: Query, name: str | None, what: str) -> Answer:
+    return client.get(call, query=query) if name is None else find(client, call, name, what)
+
+
+def _once_or_again(
+    follow: bool,
+    style: str,
+    ask: Callable[[], Answer],
+    rows: Callable[[Any], Sequence[Any]],
+    columns: Sequence[Column],
+) -> None:
+    """Shows the answer; when following, every row that is new or has changed since the last look."""
+    if not follow:
+        show(ask(), style, rows, columns)
+        return
+    if style == "yaml":
+        raise CommandError("`--watch` cannot be printed as yaml", next_step="use -o json, one document per line")
+    shown = [column for column in columns if style == "wide" or not column.wide]
+    said: set[str] = set()
+    first = True
+    while True:
+        answer = ask()
+        if style == "json":
+            text = answer.body.decode()
+            if text not in said:
+                said = {text}
+                say(text)
+        else:
+            present: dict[str, str] = {}
+            cells = []
+            for row in rows(answer.json()):
+                key = repr(row)
+                if key not in said:
+                    cells.append([clean(column.cell(row)) for column in shown])
+                present[key] = key
+            lines = aligned(shown, cells)
+            for line in lines if first else lines[1:]:
+                say(line)
+            said = set(present)
+        first = False
+        time.sleep(POLL_S)
+
+
+def _values(entries: Any) -> list[Any]:
+    return [entry["value"] for entry in entries]
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= MESSAGE_CHARS else text[: MESSAGE_CHARS - 1] + "…"
+
+
+def _runs(document: dict[str, Any]) -> str:
+    spec = document.get("spec") or {}
+    if document.get("kind") == "Function":
+        return str(((spec.get("function") or {}).get("execution") or {}).get("rootfs") or "")
+    return ", ".join(f"{container.get('name')} ({container.get('image')})" for container in spec.get("containers") or ())
+
+
+def _runtimes(node: dict[str, Any]) -> str:
+    good = [str(runtime.get("name")) for runtime in node.get("runtimes") or () if runtime.get("ok")]
+    return ",".join(good) or "none"
+
+
+def _share(node: dict[str, Any], what: str, words: Callable[[Any], str]) -> str:
+    """`allocated/capacity`."""
+    allocated, capacity = (node.get("allocated") or {}).get(what), (node.get("capacity") or {}).get(what)
+    return f"{words(allocated or 0)}/{words(capacity or None)}"
