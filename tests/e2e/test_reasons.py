@@ -244,7 +244,7 @@ async def test_stopped_without_status(tmp_path: Path) -> None:
 
 async def test_deadline_exceeded(fake: Client) -> None:
     """A creation that takes too long ends, naming the step that took the time."""
-    slow = {"name": "main", "image": "host", "command": ["x"]}
+    slow: dict[str, Any] = {"name": "main", "image": "host", "command": ["x"]}
     slow["env"] = [{"name": "FAKE_PREPARE_SECONDS", "value": "60"}]
     record = await fails(fake, pod("w", slow, deadlines={"creatingSeconds": 1}), "DeadlineExceeded")
     assert any(step in record["message"] for step in ("queued", "pull", "unpack", "disk", "network", "start"))
@@ -253,7 +253,7 @@ async def test_deadline_exceeded(fake: Client) -> None:
 @pytest.mark.slow
 async def test_internal_error(fake: Client) -> None:
     """A fault of RIK's own ends the one instance, not the host."""
-    broken = {"name": "main", "image": "host", "command": ["x"]}
+    broken: dict[str, Any] = {"name": "main", "image": "host", "command": ["x"]}
     broken["env"] = [{"name": "FAKE_BUG", "value": "start"}]
     await fails(fake, pod("w", broken), "InternalError")
     assert (await fake.http.get("/healthz")).status_code == 200
