@@ -79,6 +79,6 @@ async def test_one_that_never_reads(tmp_path: Path, capsys: pytest.CaptureFixtur
     delays.sort()
     with capsys.disabled():
         print(
-            f"\nbeside a watcher that never reads, {len(delays)} frames: median {delays[len(delays) // 2] * 1000:.0f} ms, "
+            f"\nbeside one that never reads, {len(delays)} frames: median {delays[len(delays) // 2] * 1000:.0f} ms, "
             f"p99 {delays[int(len(delays) * 0.99)] * 1000:.0f} ms; the server grew {grown / 2**20:.0f} MiB"
         )
