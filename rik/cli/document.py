@@ -7,12 +7,14 @@ import json
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import click
 
 from rik.cli.errors import CommandError, Usage
+from rik.errors import DocumentError
 
 STDIN = "-"
 JSON = "application/json"
@@ -21,6 +23,9 @@ MEDIA_TYPES = {".json": JSON, ".yaml": YAML, ".yml": YAML}
 DOCUMENT_MAX_BYTES = 2**20  # what the server takes
 NAME_MAX = 63
 DIGEST_CHARS = 6  # of a document, in the name of a workload that was made for it
+
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Source(NamedTuple):
@@ -50,34 +55,22 @@ def read_source(path: str) -> Source:
             raise Usage(f"{path} cannot be read: {error.strerror or error}") from error
     if len(body) > DOCUMENT_MAX_BYTES:
         raise CommandError(f"{name} is larger than a document may be (1 MiB)", next_step="is it the right file?")
-    return Source(name, body, media_type_of(name, body))
+    return Source(name, body, media_type_of(name))
 
 
-def media_type_of(name: str, body: bytes) -> str:
-    """By the file's suffix; without a known one, JSON if it starts like it, else YAML."""
-    known = MEDIA_TYPES.get(Path(name).suffix.lower())
-    if known:
-        return known
-    return JSON if body.lstrip()[:1] in (b"{", b"[", b"") else YAML
+def media_type_of(name: str) -> str:
+    """By the file's suffix; without a known one YAML, which JSON is a part of."""
+    return MEDIA_TYPES.get(Path(name).suffix.lower(), YAML)
 
 
 def parse(source: Source) -> Any:
     """The document as plain data. Raises Usage with the place of a syntax error."""
-    try:
-        text = source.body.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise Usage(f"{source.name} is not UTF-8 text: {error.reason} at byte {error.start}") from error
-    if source.media_type == JSON:
-        try:
-            return json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise Usage(f"{source.name} is no JSON: {error}") from error
-    import yaml
+    from rik.model.decoding import decode
 
     try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise Usage(f"{source.name} is no YAML: {' '.join(str(error).split())}") from error
+        return decode(source.body, source.media_type)
+    except DocumentError as error:
+        raise Usage(f"{source.name}: {error.message}", next_step=error.next_step) from error
 
 
 def looks_like_file(target: str) -> bool:
@@ -97,7 +90,9 @@ def for_image(image: str, command: tuple[str, ...]) -> dict[str, Any]:
     try:
         parse_reference(image)
     except ImageInvalid as error:
-        raise Usage(error.message, next_step=error.next_step or "name a file, or an image such as alpine:latest") from error
+        raise Usage(
+            error.message, next_step=error.next_step or "name a file, or an image such as alpine:latest"
+        ) from error
     name = name_for(image)
     container: dict[str, Any] = {"name": name, "image": absolute_image(image)}
     if command:
@@ -160,5 +155,7 @@ def _nearby(path: str) -> str:
     return f"did you mean {os.path.join(os.path.dirname(path), near[0])}?" if near else "check the path"
 
 
-def file_option(required: bool = True) -> Any:
-    return click.option("-f", "--file", "path", metavar="FILE|-", required=required, help="JSON or YAML; - is standard input.")
+def file_option(required: bool = True) -> Callable[[F], F]:
+    return click.option(
+        "-f", "--file", "path", metavar="FILE|-", required=required, help="JSON or YAML; - is standard input."
+    )

@@ -27,6 +27,12 @@ from rik.cli.story import short_ports, status_phrase, why
 POLL_S = 2.0  # what has no watch of its own (workloads, nodes, events) is asked for again this often
 MESSAGE_CHARS = 80
 
+
+def _runtimes(node: dict[str, Any]) -> str:
+    good = [str(runtime.get("name")) for runtime in node.get("runtimes") or () if runtime.get("ok")]
+    return ",".join(good) or "none"
+
+
 INSTANCE_COLUMNS = (
     Column("Name", lambda record: record["name"]),
     Column("Workload", lambda record: record.get("workload") or ""),
@@ -52,7 +58,7 @@ WORKLOAD_COLUMNS = (
 NODE_COLUMNS = (
     Column("Name", lambda node: node["name"]),
     Column("Status", lambda node: node.get("status") or "", styled=True),
-    Column("Runtimes", lambda node: _runtimes(node)),
+    Column("Runtimes", _runtimes),
     Column("CPU", lambda node: _share(node, "cpu_millis", cores), right=True),
     Column("Memory", lambda node: _share(node, "memory_bytes", lambda value: amount(value, "bytes")), right=True),
     Column("Instances", lambda node: str(node.get("instances", "")), right=True),
@@ -112,13 +118,17 @@ def get_workloads(name: str | None, style: str, follow: bool) -> None:
     """All workloads, or the one called NAME."""
     client = connect()
     rows: Callable[[Any], Sequence[Any]] = lambda entries: entries if name is None else [entries]  # noqa: E731
-    _once_or_again(follow, style, lambda: _listed(client, "workloads.list", {}, name, "workload"), rows, WORKLOAD_COLUMNS)
+    _once_or_again(
+        follow, style, lambda: _listed(client, "workloads.list", {}, name, "workload"), rows, WORKLOAD_COLUMNS
+    )
 
 
 @get.command("nodes")
 @click.argument("name", required=False, shell_complete=complete_nodes)
 @format_option
-@click.option("--status", type=click.Choice(["Ready", "NotReady"], case_sensitive=False), help="Only those in this status.")
+@click.option(
+    "--status", type=click.Choice(["Ready", "NotReady"], case_sensitive=False), help="Only those in this status."
+)
 @watch_option
 def get_nodes(name: str | None, style: str, status: str | None, follow: bool) -> None:
     """All nodes, or the one called NAME."""
@@ -234,12 +244,9 @@ def _runs(document: dict[str, Any]) -> str:
     spec = document.get("spec") or {}
     if document.get("kind") == "Function":
         return str(((spec.get("function") or {}).get("execution") or {}).get("rootfs") or "")
-    return ", ".join(f"{container.get('name')} ({container.get('image')})" for container in spec.get("containers") or ())
-
-
-def _runtimes(node: dict[str, Any]) -> str:
-    good = [str(runtime.get("name")) for runtime in node.get("runtimes") or () if runtime.get("ok")]
-    return ",".join(good) or "none"
+    return ", ".join(
+        f"{container.get('name')} ({container.get('image')})" for container in spec.get("containers") or ()
+    )
 
 
 def _share(node: dict[str, Any], what: str, words: Callable[[Any], str]) -> str:

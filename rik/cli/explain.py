@@ -1,0 +1,38 @@
+"""`rik explain`: the scheduler's decision about an instance, node by node."""
+
+from __future__ import annotations
+
+import click
+
+from rik.cli.command import ClientCommand, connect, format_option, instance_argument
+from rik.cli.output import Column, clean, paint_status, say, write_exactly, write_table, write_yaml
+
+COLUMNS = (
+    Column("Node", lambda node: node["name"]),
+    Column("Fits", lambda node: "yes" if node.get("fits") else "no"),
+    Column("Why", lambda node: node.get("why") or ""),
+)
+
+
+@click.command(cls=ClientCommand)
+@instance_argument
+@format_option
+def explain(instance: str, style: str) -> None:
+    """Why an instance is where it is, or has no place yet, and what every node says to it now."""
+    answer = connect().get("instances.explain", instance)
+    if style == "json":
+        write_exactly(answer.body)
+        return
+    told = answer.json()
+    if style == "yaml":
+        write_yaml(told)
+        return
+    where = f" on {told['node']}" if told.get("node") else ""
+    say(f"{clean(told.get('instance'))}: {paint_status(str(told.get('status')))}{clean(where)}")
+    if told.get("decision"):
+        say(clean(told["decision"]))
+    say()
+    if told.get("nodes"):
+        write_table(COLUMNS, told["nodes"])
+    else:
+        say("there are no nodes: start one with `rik serve`")
