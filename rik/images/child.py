@@ -1,0 +1,240 @@
+"""What the confined child runs: it gives up what it does not need, and then reads what a stranger wrote.
+
+Started by ``confined.py`` with one argument, a job in JSON. Says ``unshared`` on standard output when it waits for its id map, reads one
+byte from standard input when that is done, and the layer's bytes after it; its last line is the answer in JSON:
+the result, or ``{"error": kind, "message": …}`` with the kinds invalid, limit, host. Standard library only, but for zstandard,
+which is imported (before the confinement) when a layer is compressed by it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import os
+import resource
+import sys
+import zlib
+
+from rik.images.discard import discard
+from rik.images.extract import Counter, Extraction, OverLimit
+from rik.images.merged import LowerLayers
+from rik.images.tarstream import BadTar, TarStream
+from rik.linux import syscalls
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from rik.images.tarstream import Readable
+
+_READ_BYTES = 1 << 18
+_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_MAX_ZSTD_WINDOW_BYTES = 128 << 20  # the most that `zstd --long` needs without being asked for more
+_MAX_MEMORY_BYTES = 2 << 30
+_SPARE_DESCRIPTORS = 64
+# chown, dac_override, fowner, fsetid, sys_admin (trusted.* attributes), mknod, setfcap.
+_KEPT_CAPABILITIES = frozenset({0, 1, 3, 4, 21, 27, 31})
+_MEGABYTE = 1_000_000
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Input:
+    """Standard input, counted. What `peek` returned is read again."""
+
+    def __init__(self, counter: Counter) -> None:
+        self._counter = counter
+        self._ahead = b""
+
+    def peek(self, size: int) -> bytes:
+        while len(self._ahead) < size and (data := os.read(0, _READ_BYTES)):
+            self._ahead += data
+        return self._ahead[:size]
+
+    def read(self, size: int) -> bytes:
+        if self._ahead:
+            data, self._ahead = self._ahead[:size], self._ahead[size:]
+        else:
+            data = os.read(0, size)
+        self._counter.value += len(data)
+        return data
+
+
+class Gunzip:
+    """Decompresses gzip members one after the other; zeros after the last are padding."""
+
+    def __init__(self, source: Readable) -> None:
+        self._source = source
+        self._decoder = zlib.decompressobj(31)
+        self._pending = b""
+        self._more = False  # the decoder may still hold output of input it has already taken
+
+    def read(self, size: int) -> bytes:
+        while True:
+            if self._decoder.eof and not self._next_member():
+                return b""
+            if not self._pending and not self._more:
+                self._pending = self._source.read(_READ_BYTES)
+                if not self._pending:
+                    raise BadTar("the compressed data ends too early")
+            try:
+                data = self._decoder.decompress(self._pending, size)
+            except zlib.error as error:
+                raise BadTar(f"the compressed data is damaged: {error}") from None
+            self._pending = self._decoder.unconsumed_tail
+            self._more = len(data) == size
+            if data:
+                return data
+
+    def _next_member(self) -> bool:
+        rest = self._decoder.unused_data.lstrip(b"\0")
+        while not rest:
+            data = self._source.read(_READ_BYTES)
+            if not data:
+                return False
+            rest = data.lstrip(b"\0")
+        self._decoder = zlib.decompressobj(31)
+        self._pending, self._more = rest, False
+        return True
+
+
+class Unzstd:
+    """Decompresses zstd frames one after the other."""
+
+    def __init__(self, source: Readable) -> None:
+        import zstandard
+
+        decoder = zstandard.ZstdDecompressor(max_window_size=_MAX_ZSTD_WINDOW_BYTES)
+        self._reader = decoder.stream_reader(source, read_size=_READ_BYTES, read_across_frames=True)  # type: ignore[arg-type]
+        self._error = zstandard.ZstdError
+
+    def read(self, size: int) -> bytes:
+        try:
+            return self._reader.read(size)
+        except self._error as error:
+            raise BadTar(f"the compressed data is damaged: {error}") from None
+
+
+class Hashing:
+    """The decompressed stream: hashed, and its growth watched."""
+
+    def __init__(self, source: Readable, algorithm: str, check: Callable[[int], None]) -> None:
+        self._source = source
+        self._check = check
+        self.hash = hashlib.new(algorithm)
+        self.produced = 0
+
+    def read(self, size: int) -> bytes:
+        data = self._source.read(size)
+        self.hash.update(data)
+        self.produced += len(data)
+        self._check(self.produced)
+        return data
+
+
+def main() -> int:
+    job = json.loads(sys.argv[1])
+    try:
+        answer = _JOBS[job["do"]](job)
+    except BadTar as error:
+        answer = {"error": "invalid", "message": str(error)}
+    except OverLimit as error:
+        answer = {"error": "limit", "message": str(error)}
+    except MemoryError:
+        answer = {
+            "error": "limit",
+            "message": f"reading it takes more than {_MAX_MEMORY_BYTES // _MEGABYTE:,} MB of memory",
+        }
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        answer = {"error": "host", "message": f"{error.strerror or error}{where}", "errno": error.errno or 0}
+    os.write(1, json.dumps(answer).encode() + b"\n")
+    return 0
+
+
+def unpack(job: dict[str, Any]) -> dict[str, Any]:
+    """Unpacks standard input into `target`, on top of the directories `lower` (topmost first)."""
+    _enter(job)
+    roots = [os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC) for path in job["lower"]]
+    target = os.open(job["target"], os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    counter = Counter()
+    source = Input(counter)
+    magic = source.peek(len(_ZSTD))
+    if magic == _ZSTD:
+        if not job["zstandard"]:
+            raise BadTar("it is compressed by zstd, and the Python package zstandard is not installed")
+        sys.path.append(job["zstandard"])
+        import zstandard  # noqa: F401  # nothing can be imported once the root is another
+    os.fchdir(target)
+    os.chroot(".")
+    _limit(len(roots), job)
+    extraction = Extraction(LowerLayers(roots), job["limits"], counter)
+    plain: Readable = source
+    if magic == _ZSTD:
+        plain = Unzstd(source)
+    elif magic.startswith(_GZIP):
+        plain = Gunzip(source)
+    hashing = Hashing(plain, job["algorithm"], extraction.check_ratio)
+    extraction.run(TarStream(hashing))
+    if job["durable"]:
+        _sync_file_system(target)
+    return {
+        "diff_id": f"{job['algorithm']}:{hashing.hash.hexdigest()}",
+        "bytes": extraction.bytes,
+        "entries": extraction.entries,
+        "dropped": {kind: count for kind, count in extraction.dropped.items() if count},
+    }
+
+
+def _sync_file_system(fd: int) -> None:
+    """Everything written so far is on the disk: cheaper than a call for each of the files."""
+    if _libc.syncfs(fd) < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), "syncfs")
+
+
+def remove(job: dict[str, Any]) -> dict[str, Any]:
+    """Removes the tree `target`."""
+    _enter(job)
+    discard(job["target"])
+    return {}
+
+
+_JOBS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {"unpack": unpack, "remove": remove}
+
+
+def _enter(job: dict[str, Any]) -> None:
+    """Into namespaces of its own: users when the job says so, and no network."""
+    os.umask(0o077)
+    if job["user_namespace"]:
+        syscalls.unshare(syscalls.CLONE_NEWUSER)
+        os.write(1, b"unshared\n")
+        if os.read(0, 1) != b"m":
+            raise SystemExit(1)  # RIK is gone
+        os.setresgid(0, 0, 0)
+        os.setresuid(0, 0, 0)
+    try:
+        syscalls.unshare(syscalls.CLONE_NEWNET | syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWUTS)
+    except OSError:
+        pass  # root without the right to do so: no worse than any other program of this container
+    syscalls.set_no_new_privileges()
+
+
+def _limit(layers: int, job: dict[str, Any]) -> None:
+    largest = job["limits"]["max_bytes"]
+    for kind, wanted in (
+        (resource.RLIMIT_AS, _MAX_MEMORY_BYTES),
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_CPU, job["cpu_s"]),
+        (resource.RLIMIT_FSIZE, largest),
+        (resource.RLIMIT_NOFILE, layers + _SPARE_DESCRIPTORS),
+    ):
+        hard = resource.getrlimit(kind)[1]
+        value = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(kind, (value, value))
+    try:
+        syscalls.limit_capabilities(_KEPT_CAPABILITIES)
+    except OSError:
+        pass  # not allowed to give rights up: then it has hardly any

@@ -1,0 +1,47 @@
+"""Why an image cannot be had: each ends the instance that wanted it, with a reason of its own.
+
+InstanceFailure
+└── ImageError
+    ├── ImageNotFound        there is no such file, tag or platform
+    ├── ImageUnauthorized    it may not be read (outside of `--allow-dir`)
+    ├── ImagePullFailed      it could not be fetched or written: the network, the disk, this host
+    └── ImageInvalid         what was found is damaged, hostile, over a limit, or no image at all
+"""
+
+from __future__ import annotations
+
+from rik.errors import InstanceFailure
+from rik.model.instance import Reason
+
+
+class ImageError(InstanceFailure):
+    """`message` names the reference and the cause; `reason` is fixed by the class."""
+
+    code: Reason = Reason.IMAGE_PULL_FAILED
+
+    def __init__(self, message: str, *, next_step: str = "") -> None:
+        super().__init__(self.code, message, next_step=next_step)
+
+
+class ImageNotFound(ImageError):
+    """There is no such image; what there is instead is in the message when it is known."""
+
+    code = Reason.IMAGE_NOT_FOUND
+
+
+class ImageUnauthorized(ImageError):
+    """It may not be read by this node's settings, or with these credentials."""
+
+    code = Reason.IMAGE_UNAUTHORIZED
+
+
+class ImagePullFailed(ImageError):
+    """It could not be fetched or written: not the image's fault."""
+
+    code = Reason.IMAGE_PULL_FAILED
+
+
+class ImageInvalid(ImageError):
+    """What was found is damaged, hostile, over a limit, or no image."""
+
+    code = Reason.IMAGE_INVALID

@@ -1,0 +1,322 @@
+"""The images of this host: every layer unpacked once, shared by all that want it.
+
+    <data>/images/
+      layers/<key>/fs/            one unpacked layer, complete whenever it is there
+      layers/<key>/layer.json     its sizes, and what could not be kept
+      layers/tmp-<host>-<pid>-…/  one that is being made; its maker (and the unpacking child) holds the directory's lock
+      layers/<key>.lock           held while that layer is made, by whichever process does it
+      records/<digest>.json       an image whose layers were all there once, with its config
+      lock                        held for moments: making a temporary directory, sweeping
+
+`key` is the layer's chain id (it with all below it), and a mark of the id map when owners are not the true ones.
+A layer is synced to disk before the rename that makes it visible: a crash at any point leaves whole layers and `tmp-*`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
+import trio
+
+from rik.images.confined import Owners
+from rik.images.errors import ImageError, ImageInvalid, ImagePullFailed
+from rik.images.locks import exclusive, is_locked, remove_if_free, try_lock
+from rik.images.manifest import ImageConfig, Platform, chain_ids, read_config, this_platform
+from rik.images.reference import Reference
+from rik.images.source import Layer, Source, open_source
+from rik.images.unpack import Limits, Unpacked, check_totals, remove_tree, unpack
+from rik.linux.idmap import IdMap, Unavailable
+from rik.model.node import HostResource
+
+CLEANUP_DEADLINE_S = 60.0
+_TEMPORARY = "tmp-"
+
+ReportBytes = Callable[[str, int, int, str], None]
+
+
+class Image(msgspec.Struct, frozen=True):
+    """An image that is on the disk. `layers` are the directories to stack, lowest first; `size_bytes` is that of their files."""
+
+    reference: str
+    digest: str
+    config: ImageConfig
+    layers: tuple[Path, ...]
+    size_bytes: int
+
+
+class _Record(msgspec.Struct, frozen=True):
+    digest: str
+    config: ImageConfig
+    keys: tuple[str, ...]
+    size_bytes: int
+
+
+class _Flight:
+    """One layer being made, and everybody in this process who waits for it."""
+
+    def __init__(self) -> None:
+        self.lock = trio.Lock()
+        self.listeners: list[Callable[[int], None]] = []
+        self.error: ImageError | None = None
+
+
+class ImageStore:
+    """The images below `directory`, which is this host's own and private (mode 0700).
+
+    `idmap` is what pods get (`rik.linux.idmap.detect()`): it decides which owners files have on disk. `allow_dirs` None lets
+    images be read from anywhere. Several processes may use one directory.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        host_id: str,
+        idmap: IdMap | Unavailable,
+        *,
+        allow_dirs: Sequence[Path] | None = None,
+        limits: Limits | None = None,
+        platform: Platform | None = None,
+    ) -> None:
+        self.directory = directory
+        self._layers = directory / "layers"
+        self._records = directory / "records"
+        self._prefix = f"{_TEMPORARY}{host_id}-{os.getpid()}-"
+        self._owners = Owners(idmap, os.geteuid())
+        self._suffix = f"-{self._owners.key}" if self._owners.key else ""
+        self._allow_dirs = allow_dirs
+        self._limits = limits or Limits()
+        self._platform = platform or this_platform()
+        self._flights: dict[str, _Flight] = {}
+
+    async def ensure(self, reference: Reference, progress: ReportBytes = lambda step, done, total, unit: None) -> Image:
+        """The image with all its layers on disk; what is missing is fetched, once however many ask.
+
+        `progress(step, done, total, "bytes")` is called for every piece read. Raises ImageError, with nothing half-made left
+        behind; a cancelled call leaves nothing either, and another one that waits for the same layer goes on with it. `host` is
+        no image (ValueError).
+        """
+        source = await open_source(reference, self._platform, self._allow_dirs)
+        resolved = await source.resolve()
+        where = str(reference)
+        found = await trio.to_thread.run_sync(self._find, resolved.digest)
+        if found is not None:
+            return self._image(reference, found)
+        config, diff_ids = read_config(resolved.config, self._platform, len(resolved.layers), f"{where}: its config")
+        keys = tuple(chain + self._suffix for chain in chain_ids(diff_ids))
+        total = sum(layer.size for layer in resolved.layers)
+        done = 0
+        unpacked: list[Unpacked] = []
+        for index, layer in enumerate(resolved.layers):
+
+            def listen(count: int, before: int = done) -> None:
+                progress(source.step, before + count, total, "bytes")
+
+            listen(0)
+            limits = check_totals(unpacked, self._limits, where)
+            made = await self._layer(source, layer, diff_ids[index], keys[: index + 1], limits, where, listen)
+            unpacked.append(made)
+            done += layer.size
+        check_totals(unpacked, self._limits, where)
+        record = _Record(resolved.digest, config, keys, sum(layer.bytes for layer in unpacked))
+        try:
+            await trio.to_thread.run_sync(_write_durably, self._record_path(record.digest), msgspec.json.encode(record))
+        except OSError as error:
+            raise ImagePullFailed(f"{where} cannot be kept: {error.strerror or error}") from error
+        progress(source.step, total, total, "bytes")
+        return self._image(reference, record)
+
+    async def inventory(self) -> list[HostResource]:
+        """Every layer and record as a file of RIK's own; what is half-made and no longer worked on has no owner."""
+        return await trio.to_thread.run_sync(self._inventory)
+
+    async def sweep(self) -> list[HostResource]:
+        """Removes what is half-made and no longer worked on, and returns it. Call it at start. Raises OSError."""
+        if not self._layers.is_dir():
+            return []
+        removed = []
+        async with exclusive(self.directory / "lock", keep=True):
+            for path in sorted(self._layers.glob(f"{_TEMPORARY}*")):
+                if not await trio.to_thread.run_sync(is_locked, path):
+                    await remove_tree(path, self._owners)
+                    removed.append(_resource(path, "", "half-made layer"))
+        for path in (*self._layers.glob("*.lock"), *self._records.glob("*.new")):
+            await trio.to_thread.run_sync(remove_if_free, path)
+        return removed
+
+    async def remove_tree(self, path: Path) -> None:
+        """Removes files that pods or images have left, whose owners this process may not be. Raises OSError."""
+        await remove_tree(path, self._owners)
+
+    # -- one layer -----------------------------------------------------------------------------------------------------
+
+    async def _layer(
+        self,
+        source: Source,
+        layer: Layer,
+        diff_id: str,
+        keys: tuple[str, ...],
+        limits: Limits,
+        where: str,
+        listen: Callable[[int], None],
+    ) -> Unpacked:
+        key = keys[-1]
+        flight = self._flights.setdefault(key, _Flight())
+        flight.listeners.append(listen)
+        try:
+            async with flight.lock:
+                if flight.error is not None:
+                    raise type(flight.error)(flight.error.message, next_step=flight.error.next_step)
+                there = await trio.to_thread.run_sync(self._unpacked, key)
+                if there is not None:
+                    return there
+                try:
+                    return await self._make(source, layer, diff_id, keys, limits, where, flight)
+                except ImageError as error:
+                    flight.error = error
+                    raise
+        finally:
+            flight.listeners.remove(listen)
+            if (flight.error is not None or not flight.listeners) and self._flights.get(key) is flight:
+                del self._flights[key]
+
+    async def _make(
+        self,
+        source: Source,
+        layer: Layer,
+        diff_id: str,
+        keys: tuple[str, ...],
+        limits: Limits,
+        where: str,
+        flight: _Flight,
+    ) -> Unpacked:
+        what = f"{where}: the layer {layer.name}"
+        done = 0
+
+        def read(count: int) -> None:
+            nonlocal done
+            done += count
+            for listener in list(flight.listeners):
+                listener(done)
+
+        key = keys[-1]
+        lower = [self._layers / name / "fs" for name in reversed(keys[:-1])]
+        try:
+            for folder in (self._layers, self._records):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            async with exclusive(self._layers / f"{key}.lock"):
+                there = await trio.to_thread.run_sync(self._unpacked, key)
+                if there is not None:
+                    return there  # another process was faster
+                async with self._temporary() as (folder, lock_fd):
+                    target = folder / "fs"
+                    target.mkdir(mode=0o755)
+                    async with source.open_layer(layer) as chunks:
+                        made = await unpack(
+                            chunks,
+                            target,
+                            lower,
+                            self._owners,
+                            limits,
+                            what,
+                            algorithm=diff_id.partition(":")[0],
+                            read=read,
+                            lock_fd=lock_fd,
+                        )
+                    if made.diff_id != diff_id:
+                        raise ImageInvalid(f"{what} unpacks to {made.diff_id}; the image's config says {diff_id}")
+                    await trio.to_thread.run_sync(_commit, folder, self._layers / key, msgspec.json.encode(made))
+                    return made
+        except OSError as error:
+            raise ImagePullFailed(f"{what} cannot be kept: {error.strerror or error} ({error.filename})") from error
+
+    @asynccontextmanager
+    async def _temporary(self) -> AsyncIterator[tuple[Path, int]]:
+        """A new directory whose lock is held; removed again unless it was renamed."""
+        async with exclusive(
+            self.directory / "lock", keep=True
+        ):  # no sweep sees it between being made and being locked
+            path = self._layers / (self._prefix + secrets.token_hex(4))
+            path.mkdir(mode=0o700)
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try_lock(fd)
+        try:
+            yield path, fd
+        finally:
+            with trio.move_on_after(CLEANUP_DEADLINE_S, shield=True):
+                await remove_tree(path, self._owners)
+            os.close(fd)
+
+    # -- what is on the disk -------------------------------------------------------------------------------------------
+
+    def _unpacked(self, key: str) -> Unpacked | None:
+        try:
+            data = (self._layers / key / "layer.json").read_bytes()
+        except FileNotFoundError:
+            return None
+        return msgspec.json.decode(data, type=Unpacked)
+
+    def _find(self, digest: str) -> _Record | None:
+        try:
+            record = msgspec.json.decode(self._record_path(digest).read_bytes(), type=_Record)
+        except (FileNotFoundError, msgspec.DecodeError):
+            return None
+        return record if all((self._layers / key / "fs").is_dir() for key in record.keys) else None
+
+    def _record_path(self, digest: str) -> Path:
+        return self._records / f"{digest.replace(':', '-')}{self._suffix}.json"
+
+    def _image(self, reference: Reference, record: _Record) -> Image:
+        layers = tuple(self._layers / key / "fs" for key in record.keys)
+        return Image(str(reference), record.digest, record.config, layers, record.size_bytes)
+
+    def _inventory(self) -> list[HostResource]:
+        found = [_resource(path, "rik", "image") for path in sorted(self._records.glob("*.json"))]
+        for path in sorted(self._layers.glob("*")):
+            if path.name.startswith(_TEMPORARY):
+                found.append(_resource(path, "rik" if is_locked(path) else "", "half-made layer"))
+            elif path.is_dir():
+                found.append(_resource(path, "rik", "layer"))
+        return found
+
+
+def _resource(path: Path, owner: str, detail: str) -> HostResource:
+    return HostResource("file", str(path), owner, detail)
+
+
+def _commit(folder: Path, final: Path, note: bytes) -> None:
+    """Makes a finished layer visible under its name, durably. A layer of that name which is there already stays."""
+    _write_durably(folder / "layer.json", note)
+    try:
+        os.rename(folder, final)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+    _sync_directory(final.parent)
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.new")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_directory(path.parent)
+
+
+def _sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,121 @@
+"""One layer onto the disk, and trees off it again: the parent's side of the confined child."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+
+import msgspec
+import trio
+
+from rik.images import confined
+from rik.images.confined import Child, Owners
+from rik.images.errors import ImageInvalid, ImagePullFailed
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What an image may be when it is unpacked. The ratio (unpacked : compressed) is of a layer, the rest of the whole image."""
+
+    max_bytes: int = 20_000_000_000
+    max_entries: int = 1_000_000
+    max_ratio: int = 200
+    ratio_free_bytes: int = 100_000_000  # small layers may well be mostly zeros
+    layer_deadline_s: float = 600.0
+
+
+class Unpacked(msgspec.Struct, frozen=True):
+    """What became of a layer: `bytes` of its files, `dropped` counts what could not be kept here, by kind."""
+
+    diff_id: str
+    bytes: int
+    entries: int
+    dropped: dict[str, int] = {}
+
+
+async def unpack(
+    chunks: AsyncIterator[bytes],
+    target: Path,
+    lower: Sequence[Path],
+    owners: Owners,
+    limits: Limits,
+    what: str,
+    *,
+    algorithm: str = "sha256",
+    read: Callable[[int], None] = lambda count: None,
+    lock_fd: int | None = None,
+) -> Unpacked:
+    """Unpacks a layer (tar; plain, gzip or zstd) into the empty directory `target`, on top of `lower` (topmost first).
+
+    `read` is told the size of every chunk. When the child refuses the layer, the rest of `chunks` is still read: if their own check fails,
+    that is the better explanation. Raises ImageInvalid or ImagePullFailed, beginning with `what`; the target is then for the
+    caller to remove.
+    """
+    job = {
+        "do": "unpack",
+        "target": str(target),
+        "lower": [str(path) for path in lower],
+        "limits": {
+            "max_bytes": limits.max_bytes,
+            "max_entries": limits.max_entries,
+            "max_ratio": limits.max_ratio,
+            "ratio_free_bytes": limits.ratio_free_bytes,
+        },
+        "algorithm": algorithm,
+        "cpu_s": math.ceil(limits.layer_deadline_s) + 1,
+        "durable": True,
+        "zstandard": _zstandard_path(),
+    }
+
+    async def feed(child: Child) -> None:
+        listening = True
+        async for chunk in chunks:
+            read(len(chunk))
+            if listening and not await child.send(chunk):
+                listening = False
+                if (await child.finish()).get("error") != "invalid":
+                    return
+
+    with trio.move_on_after(limits.layer_deadline_s):
+        answer = await confined.run(job, owners, feed, lock_fd)
+        error = confined.error_of(answer, what)
+        if error is not None:
+            raise error
+        return msgspec.convert(answer, Unpacked)
+    raise ImagePullFailed(f"{what} cannot be unpacked: it was not done after {limits.layer_deadline_s:g} s")
+
+
+async def remove_tree(path: Path, owners: Owners) -> None:
+    """Removes a tree whatever its owners, modes and depth; nothing there is no error. Raises OSError."""
+    if not os.path.lexists(path):
+        return
+    if owners.true or path.is_symlink() or not path.is_dir():
+        from rik.images.discard import discard
+
+        await trio.to_thread.run_sync(discard, str(path))
+        return
+    answer = await confined.run({"do": "remove", "target": str(path)}, owners, None)
+    if "error" in answer:
+        raise OSError(answer.get("errno", 0), answer["message"], str(path))
+
+
+def _zstandard_path() -> str:
+    """Where the child finds the package, whose own search path is empty; "" when it is not installed."""
+    spec = importlib.util.find_spec("zstandard")
+    if spec is None or not spec.submodule_search_locations:
+        return ""
+    return os.path.dirname(next(iter(spec.submodule_search_locations)))
+
+
+def check_totals(unpacked: Sequence[Unpacked], limits: Limits, what: str) -> Limits:
+    """What is left of `limits` for the next layer of the same image. Raises ImageInvalid when nothing is."""
+    used_bytes, used_entries = sum(u.bytes for u in unpacked), sum(u.entries for u in unpacked)
+    if used_bytes > limits.max_bytes:
+        raise ImageInvalid(f"{what} is larger than {limits.max_bytes:,} bytes when unpacked")
+    if used_entries > limits.max_entries:
+        raise ImageInvalid(f"{what} has more than {limits.max_entries:,} files")
+    return msgspec.structs.replace(
+        limits, max_bytes=limits.max_bytes - used_bytes, max_entries=limits.max_entries - used_entries
+    )
