@@ -1,0 +1,286 @@
+"""Reading the log files that pods leave: tail, since, and following over rotations. Used by every runtime that writes
+files.
+
+One record a line: `<RFC 3339 UTC, microseconds>Z <stdout|stderr|rik> <F|P> <text>`. `P` says that the line goes on in
+the next record of its stream. `<container>.log` is being written, `.1` is the one before, and so on; the writer
+renames and then creates."""
+
+from __future__ import annotations
+
+import heapq
+import os
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+
+import trio
+
+from rik.messages import ReadLogs
+from rik.model.instance import LogLine
+
+# What is read at a time: about a millisecond of parsing, so that a reader of old logs does not hold up the others.
+BLOCK_BYTES = 65_536
+# Records are joined into lines of at most this many bytes; a longer line is delivered in pieces.
+MAX_LINE_BYTES = 65_536
+BATCH_LINES = 500
+# How often a follower looks for new output.
+POLL_S = 0.1
+SUFFIX = ".log"
+
+
+async def read_logs(directory: Path, query: ReadLogs, ended: Callable[[], bool]) -> AsyncIterator[list[LogLine]]:
+    """Batches of lines from the files in `directory`, in time order across containers.
+
+    `tail` counts the lines of all containers that were asked for. With `follow` it goes on until `ended()` was true
+    before a look that found nothing. A missing directory or file is no output yet. What was rotated away before it
+    could be read is said in a line of stream `rik`."""
+    readers: dict[str, _Reader] = {}
+    _find(directory, query, readers)
+    for batch in _history(readers, query):
+        await trio.lowlevel.checkpoint()
+        yield batch
+    while query.follow:
+        over = ended()
+        _find(directory, query, readers)
+        found: list[LogLine] = []
+        for reader in readers.values():
+            found += reader.read()
+        if found:
+            found.sort(key=_time)
+            for batch in _batches(line for line in found if line.at >= query.since_ms):
+                await trio.lowlevel.checkpoint()
+                yield batch
+        elif over:
+            break
+        else:
+            await trio.sleep(POLL_S)
+    rest = sorted((line for reader in readers.values() for line in reader.flush()), key=_time)
+    if rest := [line for line in rest if line.at >= query.since_ms]:
+        yield rest
+
+
+def containers_of(directory: Path) -> list[str]:
+    """The containers that have log files in `directory`, by name."""
+    try:
+        names = os.listdir(directory)
+    except FileNotFoundError:
+        return []
+    return sorted({name.partition(SUFFIX)[0] for name in names if SUFFIX in name})
+
+
+def _time(line: LogLine) -> int:
+    return line.at
+
+
+def _find(directory: Path, query: ReadLogs, readers: dict[str, _Reader]) -> None:
+    for name in [query.container] if query.container else containers_of(directory):
+        if name not in readers:
+            readers[name] = _Reader(directory / f"{name}{SUFFIX}", name)
+
+
+def _history(readers: dict[str, _Reader], query: ReadLogs) -> Iterator[list[LogLine]]:
+    """What is there now. Opened first, all of it, so that it is one moment for all containers."""
+    for reader in readers.values():
+        reader.open(query.tail)
+    lines: Iterator[LogLine] = heapq.merge(
+        *(reader.lines(last=not query.follow) for reader in readers.values()), key=_time
+    )
+    if query.since_ms:
+        lines = (line for line in lines if line.at >= query.since_ms)
+    if query.tail >= 0:
+        lines = iter(deque(lines, maxlen=query.tail))
+    yield from _batches(lines)
+
+
+def _batches(lines: Iterator[LogLine]) -> Iterator[list[LogLine]]:
+    batch: list[LogLine] = []
+    size = 0
+    for line in lines:
+        batch.append(line)
+        size += len(line.line)
+        if len(batch) >= BATCH_LINES or size >= BLOCK_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+class _Reader:
+    """One container's records, in order, across its files. Files are held open, so that a rotation cannot take them
+    away unread.
+    """
+
+    def __init__(self, path: Path, container: str) -> None:
+        self._path = path
+        self._container = container
+        self._files: deque[int] = deque()  # open descriptors, oldest first; the last one may still grow
+        self._torn = b""  # the beginning of a record whose newline has not been read yet
+        self._open_lines: dict[bytes, tuple[int, list[bytes]]] = {}  # of a line that goes on: time, parts
+
+    def __del__(self) -> None:
+        for fd in self._files:
+            os.close(fd)
+
+    def open(self, tail: int) -> None:
+        """From the beginning, or (tail >= 0) from a place that has at least `tail` lines after it."""
+        self._files = deque(self._newer_than(None))
+        if tail >= 0:
+            self._skip_to_tail(tail)
+
+    def lines(self, *, last: bool) -> Iterator[LogLine]:
+        """Up to the present end; with `last` also a line that has none yet."""
+        while found := self.read():
+            yield from found
+        if last:
+            yield from self.flush()
+
+    def read(self) -> list[LogLine]:
+        """The lines of the next block; [] at the present end."""
+        if not self._files:
+            self._files = deque(self._newer_than(None))
+        while self._files:
+            block = os.read(self._files[0], BLOCK_BYTES)
+            if block:
+                lines = self._parse(block)
+                if lines:
+                    return lines
+            elif len(self._files) > 1:
+                lines = self._parse(b"\n") if self._torn else []  # a record cut short by a crash ends with its file
+                os.close(self._files.popleft())
+                if lines:
+                    return lines
+            elif not self._follow_rotation():
+                return []
+            elif lost := self._lost():
+                return lost
+        return []
+
+    def flush(self) -> list[LogLine]:
+        """The lines that were begun and will not be ended."""
+        lines = self._parse(b"\n") if self._torn else []
+        lines += [self._line(stream, at, b"".join(parts)) for stream, (at, parts) in self._open_lines.items()]
+        self._open_lines.clear()
+        return lines
+
+    def _follow_rotation(self) -> bool:
+        """Whether there are newer files than the one that was read to its end; they are opened."""
+        fd = self._files[0]
+        try:
+            if os.stat(self._path).st_ino == os.fstat(fd).st_ino:
+                return False
+        except FileNotFoundError:  # renamed, and the next one not created yet
+            return False
+        newer = self._newer_than(os.fstat(fd).st_ino)
+        self._files.extend(newer)
+        return bool(newer)
+
+    def _lost(self) -> list[LogLine]:
+        """A note when the file that was read is gone: there may have been others between it and the next."""
+        if os.fstat(self._files[0]).st_nlink:
+            return []
+        lines = self.flush()
+        os.close(self._files.popleft())
+        first = os.pread(self._files[0], 64, 0).partition(b" ")[0]
+        note = "output was rotated away before it could be read"
+        return [*lines, LogLine(self._container, "rik", _milliseconds(first), note)]
+
+    def _newer_than(self, inode: int | None) -> list[int]:
+        """Descriptors of the files newer than that inode (None: all), oldest first.
+
+        Opened from the newest back, so that a rotation meanwhile can only show a file twice, which its inode tells.
+        """
+        found: dict[int, int] = {}
+        number = 0
+        while True:
+            try:
+                fd = os.open(f"{self._path}.{number}" if number else self._path, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                if number:
+                    break
+            else:
+                key = os.fstat(fd).st_ino
+                if key == inode:
+                    os.close(fd)
+                    break
+                if key in found:
+                    os.close(fd)
+                else:
+                    found[key] = fd
+            number += 1
+        return list(reversed(found.values()))
+
+    def _skip_to_tail(self, tail: int) -> None:
+        needed = tail
+        files = list(self._files)
+        for index in range(len(files) - 1, -1, -1):
+            offset, count = _back(files[index], needed)
+            if count >= needed or index == 0:
+                os.lseek(files[index], offset, os.SEEK_SET)
+                for fd in files[:index]:
+                    os.close(fd)
+                self._files = deque(files[index:])
+                return
+            needed -= count
+
+    def _parse(self, block: bytes) -> list[LogLine]:
+        records = (self._torn + block).split(b"\n")
+        self._torn = records.pop()
+        lines: list[LogLine] = []
+        for record in records:
+            line = self._record(record)
+            if line is not None:
+                lines.append(line)
+        return lines
+
+    def _record(self, record: bytes) -> LogLine | None:
+        if not record:
+            return None
+        stamp, stream, mark, text = (record.split(b" ", 3) + [b""] * 3)[:4]
+        at = _milliseconds(stamp)
+        if not at or mark not in (b"F", b"P"):
+            return LogLine(self._container, "rik", at, f"unreadable record: {record[:200].decode('utf-8', 'replace')}")
+        begun = self._open_lines.pop(stream, None)
+        if begun is None:
+            if mark == b"F":
+                return self._line(stream, at, text)
+            begun = at, []
+        begun[1].append(text)  # joined as bytes: a cut may have gone through a character
+        if mark == b"P" and sum(map(len, begun[1])) < MAX_LINE_BYTES:
+            self._open_lines[stream] = begun
+            return None
+        return self._line(stream, begun[0], b"".join(begun[1]))
+
+    def _line(self, stream: bytes, at: int, text: bytes) -> LogLine:
+        return LogLine(self._container, stream.decode("utf-8", "replace"), at, text.decode("utf-8", "replace"))
+
+
+def _back(fd: int, lines: int) -> tuple[int, int]:
+    """The offset of a record after which at least `lines` lines end, and how many do; (0, all of them) if there are
+    fewer.
+    """
+    size = os.fstat(fd).st_size
+    length = BLOCK_BYTES
+    while True:
+        start = max(0, size - length)
+        block = os.pread(fd, size - start, start)
+        skipped = 0 if start == 0 else block.find(b"\n") + 1
+        ended = [place for place, record in _records(block, skipped) if record.split(b" ", 3)[2:3] == [b"F"]]
+        if start == 0 or len(ended) > lines:  # one more than asked for: its end is where the first of them begins
+            return start + skipped, len(ended)
+        length *= 4
+
+
+def _records(block: bytes, start: int) -> Iterator[tuple[int, bytes]]:
+    while (end := block.find(b"\n", start)) >= 0:
+        yield start, block[start:end]
+        start = end + 1
+
+
+def _milliseconds(stamp: bytes) -> int:
+    """0 when it is no time."""
+    try:
+        time = datetime.fromisoformat(stamp.decode("ascii"))
+    except ValueError:
+        return 0
+    return int(time.timestamp()) * 1000 + time.microsecond // 1000
