@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import click
@@ -263,7 +263,7 @@ def _capabilities(runtimes: Iterable[dict[str, Any]]) -> list[str]:
 
 
 def _resource_lines(allocated: dict[str, Any], capacity: dict[str, Any]) -> list[str]:
-    rows = (
+    rows: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
         ("cpu", "cpu_millis", lambda value: f"{cores(value)} cores"),
         ("memory", "memory_bytes", lambda value: amount(value, "bytes")),
         ("pids", "pids", amount),
