@@ -1,8 +1,8 @@
 """Every message between roles, one union per receiver. Whoever has read this file knows the protocol.
 
     api  -- Request -->  scheduler  -- Orders -->  worker
-    api  <-- Snapshot, Committed, Answer, LiveProgress --  scheduler
-                                                           scheduler  <-- Hello, Reports, Heartbeat --  worker
+    api  <-- Snapshot, Committed, Answer, LiveProgress, LiveNode --  scheduler
+                                                                     scheduler  <-- Hello, Reports, Heartbeat --  worker
 
 Beside the messages a link carries *streams* (logs, exec, attach, stats, audit, doctor): whoever opens one sends a
 `StreamRequest` first; then both sides exchange frames of bytes (see `rik.link.base.Stream`).
@@ -108,7 +108,15 @@ class LiveProgress(Record, frozen=True, tag=True):
     progress: Progress
 
 
-ToApi = Snapshot | Committed | Answer | LiveProgress
+class LiveNode(Record, frozen=True, tag=True):
+    """A node's last heartbeat, by the node's id. Neither stored nor numbered; the latest wins."""
+
+    id: str
+    heartbeat_at: int
+    metrics: dict[str, Any] = {}
+
+
+ToApi = Snapshot | Committed | Answer | LiveProgress | LiveNode
 
 # --- scheduler -> worker ---------------------------------------------------------------------------------------------
 
