@@ -110,10 +110,10 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _integer(digits: str) -> int:
-    if len(digits) > 20:  # also spares int() from quadratic work
+def _integer(digits: str, base: int = 10) -> int:
+    if len(digits) > 24:  # whatever the base, more than 64 bits; spares int() from quadratic work
         raise DocumentError(f"the number {_shorten(digits)} is too large: 64 bits are allowed")
-    return int(digits)
+    return int(digits, base)
 
 
 def _constant(name: str) -> Any:
@@ -257,9 +257,9 @@ def _scalar(event: yaml.ScalarEvent) -> Any:
     if _YAML_INT.fullmatch(text):
         return _integer(text)
     if _YAML_OCTAL.fullmatch(text):
-        return int(text[2:], 8) if len(text) <= 24 else _integer(text)
+        return _integer(text[2:], 8)
     if _YAML_HEX.fullmatch(text):
-        return int(text[2:], 16)
+        return _integer(text[2:], 16)
     if _YAML_FLOAT.fullmatch(text):
         return float(text)
     if _YAML_NOT_FINITE.fullmatch(text):

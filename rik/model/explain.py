@@ -75,7 +75,13 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 def errors_of(validator: Validator, document: dict[str, Any], limit: int) -> Iterator[FieldError]:
     """Every mistake (the first `limit`), sorted by where it stands; the same one may come twice."""
     found = sorted(islice(validator.iter_errors(document), limit), key=_order)
+    mistyped: set[Path] = set()
     for error in found:
+        if error.validator == "type":
+            path = tuple(error.absolute_path)
+            if path in mistyped:
+                continue  # a branch of the schema says again, and less well, what was said
+            mistyped.add(path)
         yield from _explained(error)
 
 
@@ -213,7 +219,9 @@ def did_you_mean(word: Any, known: Iterable[str]) -> str:
 
 def alike(word: str, known: Iterable[str]) -> str | None:
     """The one of `known` that was probably meant."""
-    by_letters = {_letters(candidate): candidate for candidate in known}
+    by_letters: dict[str, str] = {}
+    for candidate in known:
+        by_letters.setdefault(_letters(candidate), candidate)  # the first spelling is the preferred one
     synonym = _SYNONYMS.get(word)
     if synonym is not None and synonym in by_letters.values():
         return synonym
