@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ from rik.linux.idmap import ROOT_RANGE, IdMap, Unavailable, base_interpreter, pa
 
 _MAX_ANSWER_BYTES = 1 << 20
 _KEPT_STDERR_BYTES = 8192
-_PROGRAM = "import sys; sys.path.insert(0, sys.argv.pop(1)); from rik.images.child import main; sys.exit(main())"
+_PROGRAM = "import sys; sys.path.insert(0, sys.argv.pop(1)); from rik.images.untar.child import main; sys.exit(main())"
 
 Feed = Callable[["Child"], Awaitable[None]]
 
@@ -33,8 +34,6 @@ class Owners:
 
     @property
     def key(self) -> str:
-        import hashlib
-
         if self.true or isinstance(self.idmap, Unavailable):
             return ""
         ranges = json.dumps([self.idmap.uid_ranges, self.idmap.gid_ranges])
@@ -83,9 +82,11 @@ class _Silent(Exception):
 
 
 async def run(job: dict[str, Any], owners: Owners, feed: Feed | None, keep_fd: int | None = None) -> dict[str, Any]:
-    """Runs `job`, with `feed` writing its input, and returns the child's answer. Raises ImagePullFailed when there can be no child.
+    """Runs `job`, with `feed` writing its input, and returns the child's answer. Raises ImagePullFailed when there
+    can be no child.
 
-    `keep_fd` is inherited: a lock that it holds outlives RIK until the child has ended. Cancelled, it kills the child and waits for it.
+    `keep_fd` is inherited: a lock that it holds outlives RIK until the child has ended. Cancelled, it kills the child
+    and waits for it.
     """
     if not owners.true and isinstance(owners.idmap, Unavailable):
         raise ImagePullFailed(
@@ -96,7 +97,7 @@ async def run(job: dict[str, Any], owners: Owners, feed: Feed | None, keep_fd: i
     command = [base_interpreter(), "-I", "-S", "-X", "utf8", "-c", _PROGRAM, package_root(), json.dumps(job)]
     keep = () if keep_fd is None else (keep_fd,)
     pipe = subprocess.PIPE
-    with open(os.memfd_create("rik-unpack-stderr"), "r+b") as said:
+    with os.fdopen(os.memfd_create("rik-unpack-stderr"), "r+b") as said:
         process = await trio.lowlevel.open_process(
             command, stdin=pipe, stdout=pipe, stderr=said, env={}, cwd="/", pass_fds=keep
         )

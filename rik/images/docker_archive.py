@@ -1,7 +1,7 @@
 """What `docker save` and `skopeo copy … docker-archive:` write: `manifest.json` beside the configs and layers it names.
 
-Old ones have a directory a layer (`<id>/layer.tar`, shared ones as links); new ones (Docker 25) are OCI layouts besides, and their
-`manifest.json` names files under `blobs/`. One reader does for both.
+Old ones have a directory a layer (`<id>/layer.tar`, shared ones as links); new ones (Docker 25) are OCI layouts
+besides, and their `manifest.json` names files under `blobs/`. One reader does for both.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ class DockerArchive:
         if len(entry.layers) > MAX_LAYERS:
             raise ImageInvalid(f"{self._reference} has {len(entry.layers)} layers; at most {MAX_LAYERS} can be mounted")
         layers = tuple(self._layer(os.path.normpath(name)) for name in entry.layers)
-        # As with Docker, such an image is known by the digest of its config: the archive holds no manifest in the registry's sense.
+        # As with Docker, such an image is known by the digest of its config: the archive holds no manifest in the
+        # registry's sense.
         return Resolved(f"sha256:{hashlib.sha256(config).hexdigest()}", config, layers)
 
     def _entry(self) -> _Entry:

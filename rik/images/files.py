@@ -13,7 +13,7 @@ from typing import BinaryIO, Protocol
 
 from rik.images.errors import ImageInvalid, ImageNotFound, ImagePullFailed, ImageUnauthorized
 from rik.images.reference import ArchiveReference, LayoutReference
-from rik.images.tarstream import BadTar, StrictTarInfo, next_member, open_tar
+from rik.images.untar.tarstream import BadTar, StrictTarInfo, next_member, open_tar
 
 # What `docker save` of the largest images has is a few hundred; each costs time to read over.
 MAX_ARCHIVE_MEMBERS = 20_000
@@ -24,31 +24,33 @@ _COMPRESSIONS = ((b"\x1f\x8b", "gzip"), (b"\x28\xb5\x2f\xfd", "zstd"), (b"\xfd7z
 class Part:
     """One open file of an image: `read(n)` goes through its `size` bytes once. Close it."""
 
-    def __init__(self, file: BinaryIO, size: int) -> None:
-        self._file = file
+    def __init__(self, fd: int, size: int) -> None:
+        self._fd = fd
         self._left = size
         self.size = size
 
     def read(self, count: int) -> bytes:
         """Up to `count` bytes, b"" at the end; fewer in all than `size` when the file is cut short."""
-        data = self._file.read(min(count, self._left))
+        data = os.read(self._fd, min(count, self._left))
         self._left -= len(data)
         return data
 
     def close(self) -> None:
-        self._file.close()
+        os.close(self._fd)
 
 
 class Files(Protocol):
     """Files by their names relative to the image, with `/` between the parts."""
 
     def open(self, name: str) -> Part:
-        """Raises FileNotFoundError when there is none of that name, ImageInvalid when it is no plain file inside the image."""
+        """Raises FileNotFoundError when there is none of that name, ImageInvalid when it is no plain file inside the
+        image."""
         ...
 
 
 def locate(reference: LayoutReference | ArchiveReference, allow_dirs: Sequence[Path] | None) -> str:
-    """The real path of what `reference` names. Raises ImageUnauthorized when it lies outside of all `allow_dirs` (None: no limit)."""
+    """The real path of what `reference` names. Raises ImageUnauthorized when it lies outside of all `allow_dirs`
+    (None: no limit)."""
     named = reference.directory if isinstance(reference, LayoutReference) else reference.file
     real = os.path.realpath(named)
     if allow_dirs is not None and not any(is_within(real, os.path.realpath(folder)) for folder in allow_dirs):
@@ -81,20 +83,11 @@ class DirectoryFiles:
         self._folder = folder
 
     def open(self, name: str) -> Part:
-        path = os.path.join(self._folder, name)
-        # O_PATH touches nothing: a FIFO would block and a device might act. What was found is then checked, and only it is opened.
-        found = os.open(path, os.O_PATH | os.O_CLOEXEC)
-        try:
-            real = os.readlink(f"/proc/self/fd/{found}")
-            if not is_within(real, self._folder):
-                raise ImageInvalid(f"{self._reference}: {name} is a symbolic link out of the image, to {real[:200]}")
-            status = os.fstat(found)
-            if not stat.S_ISREG(status.st_mode):
-                raise ImageInvalid(f"{self._reference}: {name} is no plain file, but {_kind(status.st_mode)}")
-            file = open(f"/proc/self/fd/{found}", "rb", buffering=0)
-        finally:
-            os.close(found)
-        return Part(file, status.st_size)
+        fd, real = _open_plain(os.path.join(self._folder, name), f"{self._reference}: {name}")
+        if not is_within(real, self._folder):
+            os.close(fd)
+            raise ImageInvalid(f"{self._reference}: {name} is a symbolic link out of the image, to {real[:200]}")
+        return Part(fd, os.fstat(fd).st_size)
 
 
 class ArchiveFiles:
@@ -105,7 +98,7 @@ class ArchiveFiles:
         self._path = path
         self._places: dict[str, tuple[int, int]] = {}
         self._links: dict[str, str] = {}
-        with self._open_file() as file:
+        with os.fdopen(self._open_file(), "rb", buffering=0) as file:
             self._read_table(file)
 
     def open(self, name: str) -> Part:
@@ -116,22 +109,20 @@ class ArchiveFiles:
         if name not in self._places:
             raise FileNotFoundError(2, "not in the archive", name)
         start, size = self._places[name]
-        file = self._open_file()
-        file.seek(start)
-        return Part(file, size)
+        fd = self._open_file()
+        os.lseek(fd, start, os.SEEK_SET)
+        return Part(fd, size)
 
-    def _open_file(self) -> BinaryIO:
+    def _open_file(self) -> int:
+        what = f"{self._reference}: {self._reference.file}"
         try:
-            found = os.open(self._path, os.O_PATH | os.O_CLOEXEC)
+            fd, real = _open_plain(self._path, what)
         except FileNotFoundError:
             raise ImageNotFound(f"{self._reference}: the file {self._reference.file} does not exist") from None
-        try:
-            mode = os.fstat(found).st_mode
-            if not stat.S_ISREG(mode):
-                raise ImageInvalid(f"{self._reference}: {self._reference.file} is no plain file, but {_kind(mode)}")
-            return open(f"/proc/self/fd/{found}", "rb", buffering=0)
-        finally:
-            os.close(found)
+        if real != self._path:
+            os.close(fd)
+            raise ImageInvalid(f"{what} was replaced by a symbolic link to {real[:200]} while it was read")
+        return fd
 
     def _read_table(self, file: BinaryIO) -> None:
         magic = file.read(8)
@@ -172,8 +163,23 @@ class _OuterTarInfo(StrictTarInfo):
     max_extended_bytes = 4096
 
 
+def _open_plain(path: str, what: str) -> tuple[int, str]:
+    """A descriptor of the plain file at `path`, and the real path of what was opened."""
+    # O_PATH touches nothing: a FIFO would block, and a device might act. What was found is checked, and only it opened.
+    found = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        mode = os.fstat(found).st_mode
+        if not stat.S_ISREG(mode):
+            raise ImageInvalid(f"{what} is no plain file, but {_kind(mode)}")
+        link = f"/proc/self/fd/{found}"
+        return os.open(link, os.O_RDONLY | os.O_CLOEXEC), os.readlink(link)
+    finally:
+        os.close(found)
+
+
 def read_small(files: Files, name: str, limit: int, where: str) -> bytes:
-    """All of a file that is read into memory. Raises FileNotFoundError, ImageInvalid when it is larger than `limit` bytes."""
+    """All of a file that is read into memory. Raises FileNotFoundError, ImageInvalid when it is larger than `limit`
+    bytes."""
     part = files.open(name)
     try:
         if part.size > limit:

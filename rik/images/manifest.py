@@ -1,7 +1,7 @@
 """What an image consists of: index, manifest and config, read from their JSON. Pure.
 
-Formats: OCI image-spec 1.1 and Docker's image manifest v2 schema 2, which differ in their media types alone.
-Every function takes `where`, words that name the image and the part in messages, and raises ImageInvalid or ImageNotFound.
+Formats: OCI image-spec 1.1 and Docker's image manifest v2 schema 2, which differ in their media types alone. Every
+function takes `where`, words that name the image and the part in messages, and raises ImageInvalid or ImageNotFound.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ class Manifest(msgspec.Struct, frozen=True):
 
 
 class ImageConfig(msgspec.Struct, frozen=True):
-    """How the image wants to be run. `env` is `NAME=value`; `exposed_ports` is `8080/tcp`; "" and () mean nothing is said."""
+    """How the image wants to be run. `env` is `NAME=value`; `exposed_ports` is `8080/tcp`; "" and () mean nothing is
+    said."""
 
     entrypoint: tuple[str, ...] = ()
     cmd: tuple[str, ...] = ()
@@ -217,7 +218,8 @@ def this_platform() -> Platform:
 
 
 def choose(entries: Sequence[Descriptor], wanted: Platform, where: str) -> Descriptor:
-    """The entry of an index that fits this machine best; an entry that names no platform only when none that does fits."""
+    """The entry of an index that fits this machine best; an entry that names no platform only when none that does
+    fits."""
     usable = [entry for entry in entries if entry.media_type in MANIFEST_TYPES | INDEX_TYPES or not entry.media_type]
     if not usable:
         kinds = sorted({entry.media_type for entry in entries})
@@ -238,7 +240,8 @@ def _runs(offered: Platform, wanted: Platform) -> bool:
     same = offered.os == wanted.os and offered.architecture == wanted.architecture
     if not same or not offered.variant or offered.variant == wanted.variant:
         return same
-    # arm/v6 programs run on v7, not the other way round; amd64/v2 and later are not probed for, so they do not count as fitting.
+    # arm/v6 programs run on v7, not the other way round; amd64/v2 and later are not probed for, so they do not count
+    # as fitting.
     return wanted.architecture == "arm" and offered.variant < wanted.variant
 
 

@@ -1,13 +1,12 @@
 """Image references as users write them.
 
-    [registry/]repository[:tag][@digest]     a registry; Docker Hub when none is named, `latest` when neither tag nor digest is
-    host                                     the node's own file system
-    oci:DIR[:TAG]                            an OCI image layout
-    oci-archive:FILE[:TAG]                   an OCI image layout in a tar file
+    [registry/]repository[:tag][@digest]     a registry; Docker Hub when none is named, `latest` when neither tag nor
+    digest is host                                     the node's own file system oci:DIR[:TAG]
+    an OCI image layout oci-archive:FILE[:TAG]                   an OCI image layout in a tar file
     docker-archive:FILE[:REFERENCE]          what `docker save` writes
 
-The grammar of registry references is that of github.com/distribution/reference. As with skopeo, the first colon after the
-prefix ends a directory's or file's name. Pure: nothing is looked up.
+The grammar of registry references is that of github.com/distribution/reference. As with skopeo, the first colon after
+the prefix ends a directory's or file's name. Pure: nothing is looked up.
 """
 
 from __future__ import annotations
@@ -36,7 +35,10 @@ _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
-_ACCEPTED = "an image is `[registry/]repository[:tag][@digest]`, `oci:DIR[:TAG]`, `oci-archive:FILE`, `docker-archive:FILE` or `host`"
+_ACCEPTED = (
+    "an image is `[registry/]repository[:tag][@digest]`, `oci:DIR[:TAG]`, `oci-archive:FILE`, `docker-archive:FILE` "
+    "or `host`"
+)
 
 
 class RegistryReference(msgspec.Struct, frozen=True, tag="registry"):
@@ -71,7 +73,8 @@ class LayoutReference(msgspec.Struct, frozen=True, tag="oci"):
 
 
 class ArchiveReference(msgspec.Struct, frozen=True, tag="archive"):
-    """A tar file; `name` is a tag (oci) or a repository with its tag (docker); None means its only image, or `latest`."""
+    """A tar file; `name` is a tag (oci) or a repository with its tag (docker); None means its only image, or
+    `latest`."""
 
     format: Literal["oci", "docker"]
     file: str
@@ -85,7 +88,8 @@ Reference = RegistryReference | HostReference | LayoutReference | ArchiveReferen
 
 
 def parse_reference(text: str) -> Reference:
-    """Reads a reference; `str()` of the result is its full form, and reads back as the same. Raises ImageInvalid naming the wrong part."""
+    """Reads a reference; `str()` of the result is its full form, and reads back as the same. Raises ImageInvalid
+    naming the wrong part."""
     if not text:
         raise ImageInvalid(f"the image is empty: {_ACCEPTED}")
     if len(text) > MAX_REFERENCE_CHARS:
@@ -180,7 +184,8 @@ def _check_repository(text: str, path: str) -> None:
             )
         raise _invalid(
             text,
-            f"{_quote(component)} in the repository {_quote(path)} is not a-z and 0-9, with single . _ or dashes only in between",
+            f"{_quote(component)} in the repository {_quote(path)} is not a-z and 0-9, "
+            "with single . _ or dashes only in between",
         )
 
 

@@ -1,6 +1,7 @@
 """Where an image's parts come from: what the layer store asks of every kind of reference.
 
-A source is cheap to make and to throw away; nothing is kept open between two calls. The registry client will be one more.
+A source is cheap to make and to throw away; nothing is kept open between two calls. The registry client will be one
+more.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class Layer(msgspec.Struct, frozen=True):
 
 
 class Resolved(msgspec.Struct, frozen=True):
-    """One image for this platform: `digest` is its identity, `config` the bytes of its JSON, already verified; layers lowest first."""
+    """One image for this platform: `digest` is its identity, `config` the bytes of its JSON, already verified; layers
+    lowest first."""
 
     digest: str
     config: bytes
@@ -67,7 +69,8 @@ async def open_source(reference: Reference, wanted: Platform, allow_dirs: Sequen
     if isinstance(reference, RegistryReference):
         raise ImagePullFailed(
             f"{familiar(reference)} cannot be pulled from {reference.registry}: RIK does not pull from registries yet",
-            next_step="use `oci:DIR`, `oci-archive:FILE` or `docker-archive:FILE` (skopeo copy and docker save write them), or `host`",
+            next_step="use `oci:DIR`, `oci-archive:FILE` or `docker-archive:FILE`, which skopeo and docker save "
+            "write, or `host`",
         )
     if isinstance(reference, HostReference):
         raise ValueError("`host` has no layers")

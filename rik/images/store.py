@@ -41,7 +41,8 @@ ReportBytes = Callable[[str, int, int, str], None]
 
 
 class Image(msgspec.Struct, frozen=True):
-    """An image that is on the disk. `layers` are the directories to stack, lowest first; `size_bytes` is that of their files."""
+    """An image that is on the disk. `layers` are the directories to stack, lowest first; `size_bytes` is that of
+    their files."""
 
     reference: str
     digest: str
@@ -69,8 +70,8 @@ class _Flight:
 class ImageStore:
     """The images below `directory`, which is this host's own and private (mode 0700).
 
-    `idmap` is what pods get (`rik.linux.idmap.detect()`): it decides which owners files have on disk. `allow_dirs` None lets
-    images be read from anywhere. Several processes may use one directory.
+    `idmap` is what pods get (`rik.linux.idmap.detect()`): it decides which owners files have on disk. `allow_dirs`
+    None lets images be read from anywhere. Several processes may use one directory.
     """
 
     def __init__(
@@ -97,9 +98,9 @@ class ImageStore:
     async def ensure(self, reference: Reference, progress: ReportBytes = lambda step, done, total, unit: None) -> Image:
         """The image with all its layers on disk; what is missing is fetched, once however many ask.
 
-        `progress(step, done, total, "bytes")` is called for every piece read. Raises ImageError, with nothing half-made left
-        behind; a cancelled call leaves nothing either, and another one that waits for the same layer goes on with it. `host` is
-        no image (ValueError).
+        `progress(step, done, total, "bytes")` is called for every piece read. Raises ImageError, with nothing
+        half-made left behind; a cancelled call leaves nothing either, and another one that waits for the same layer
+        goes on with it. `host` is no image (ValueError).
         """
         source = await open_source(reference, self._platform, self._allow_dirs)
         resolved = await source.resolve()
@@ -207,8 +208,8 @@ class ImageStore:
         key = keys[-1]
         lower = [self._layers / name / "fs" for name in reversed(keys[:-1])]
         try:
-            for folder in (self._layers, self._records):
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for folder in (self.directory, self._layers, self._records):
+                folder.mkdir(mode=0o700, exist_ok=True)
             async with exclusive(self._layers / f"{key}.lock"):
                 there = await trio.to_thread.run_sync(self._unpacked, key)
                 if there is not None:

@@ -17,7 +17,8 @@ from rik.images.errors import ImageInvalid, ImagePullFailed
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """What an image may be when it is unpacked. The ratio (unpacked : compressed) is of a layer, the rest of the whole image."""
+    """What an image may be when it is unpacked. The ratio (unpacked : compressed) is of a layer, the rest of the
+    whole image."""
 
     max_bytes: int = 20_000_000_000
     max_entries: int = 1_000_000
@@ -49,9 +50,9 @@ async def unpack(
 ) -> Unpacked:
     """Unpacks a layer (tar; plain, gzip or zstd) into the empty directory `target`, on top of `lower` (topmost first).
 
-    `read` is told the size of every chunk. When the child refuses the layer, the rest of `chunks` is still read: if their own check fails,
-    that is the better explanation. Raises ImageInvalid or ImagePullFailed, beginning with `what`; the target is then for the
-    caller to remove.
+    `read` is told the size of every chunk. When the child refuses the layer, the rest of `chunks` is still read: if
+    their own check fails, that is the better explanation. Raises ImageInvalid or ImagePullFailed, beginning with
+    `what`; the target is then for the caller to remove.
     """
     job = {
         "do": "unpack",
@@ -92,7 +93,7 @@ async def remove_tree(path: Path, owners: Owners) -> None:
     if not os.path.lexists(path):
         return
     if owners.true or path.is_symlink() or not path.is_dir():
-        from rik.images.discard import discard
+        from rik.images.untar.discard import discard
 
         await trio.to_thread.run_sync(discard, str(path))
         return

@@ -1,9 +1,9 @@
 """What the confined child runs: it gives up what it does not need, and then reads what a stranger wrote.
 
-Started by ``confined.py`` with one argument, a job in JSON. Says ``unshared`` on standard output when it waits for its id map, reads one
-byte from standard input when that is done, and the layer's bytes after it; its last line is the answer in JSON:
-the result, or ``{"error": kind, "message": …}`` with the kinds invalid, limit, host. Standard library only, but for zstandard,
-which is imported (before the confinement) when a layer is compressed by it.
+Started by ``confined.py`` with one argument, a job in JSON. Says ``unshared`` on standard output when it waits for
+its id map, reads one byte from standard input when that is done, and the layer's bytes after it; its last line is the
+answer in JSON: the result, or ``{"error": kind, "message": …}`` with the kinds invalid, limit, host. Standard library
+only, but for zstandard, which is imported (before the confinement) when a layer is compressed by it.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import json
 import os
 import resource
 import sys
-import zlib
 
-from rik.images.discard import discard
-from rik.images.extract import Counter, Extraction, OverLimit
-from rik.images.merged import LowerLayers
-from rik.images.tarstream import BadTar, TarStream
+from rik.images.untar.compression import MAGIC_BYTES, decompressed
+from rik.images.untar.discard import discard
+from rik.images.untar.extract import Counter, Extraction, OverLimit
+from rik.images.untar.merged import LowerLayers
+from rik.images.untar.tarstream import BadTar, TarStream
 from rik.linux import syscalls
 
 TYPE_CHECKING = False
@@ -27,11 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from rik.images.tarstream import Readable
+    from rik.images.untar.tarstream import Readable
 
 _READ_BYTES = 1 << 18
-_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
-_MAX_ZSTD_WINDOW_BYTES = 128 << 20  # the most that `zstd --long` needs without being asked for more
 _MAX_MEMORY_BYTES = 2 << 30
 _SPARE_DESCRIPTORS = 64
 # chown, dac_override, fowner, fsetid, sys_admin (trusted.* attributes), mknod, setfcap.
@@ -60,61 +58,6 @@ class Input:
             data = os.read(0, size)
         self._counter.value += len(data)
         return data
-
-
-class Gunzip:
-    """Decompresses gzip members one after the other; zeros after the last are padding."""
-
-    def __init__(self, source: Readable) -> None:
-        self._source = source
-        self._decoder = zlib.decompressobj(31)
-        self._pending = b""
-        self._more = False  # the decoder may still hold output of input it has already taken
-
-    def read(self, size: int) -> bytes:
-        while True:
-            if self._decoder.eof and not self._next_member():
-                return b""
-            if not self._pending and not self._more:
-                self._pending = self._source.read(_READ_BYTES)
-                if not self._pending:
-                    raise BadTar("the compressed data ends too early")
-            try:
-                data = self._decoder.decompress(self._pending, size)
-            except zlib.error as error:
-                raise BadTar(f"the compressed data is damaged: {error}") from None
-            self._pending = self._decoder.unconsumed_tail
-            self._more = len(data) == size
-            if data:
-                return data
-
-    def _next_member(self) -> bool:
-        rest = self._decoder.unused_data.lstrip(b"\0")
-        while not rest:
-            data = self._source.read(_READ_BYTES)
-            if not data:
-                return False
-            rest = data.lstrip(b"\0")
-        self._decoder = zlib.decompressobj(31)
-        self._pending, self._more = rest, False
-        return True
-
-
-class Unzstd:
-    """Decompresses zstd frames one after the other."""
-
-    def __init__(self, source: Readable) -> None:
-        import zstandard
-
-        decoder = zstandard.ZstdDecompressor(max_window_size=_MAX_ZSTD_WINDOW_BYTES)
-        self._reader = decoder.stream_reader(source, read_size=_READ_BYTES, read_across_frames=True)  # type: ignore[arg-type]
-        self._error = zstandard.ZstdError
-
-    def read(self, size: int) -> bytes:
-        try:
-            return self._reader.read(size)
-        except self._error as error:
-            raise BadTar(f"the compressed data is damaged: {error}") from None
 
 
 class Hashing:
@@ -161,21 +104,11 @@ def unpack(job: dict[str, Any]) -> dict[str, Any]:
     target = os.open(job["target"], os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     counter = Counter()
     source = Input(counter)
-    magic = source.peek(len(_ZSTD))
-    if magic == _ZSTD:
-        if not job["zstandard"]:
-            raise BadTar("it is compressed by zstd, and the Python package zstandard is not installed")
-        sys.path.append(job["zstandard"])
-        import zstandard  # noqa: F401  # nothing can be imported once the root is another
+    plain = decompressed(source, source.peek(MAGIC_BYTES), job["zstandard"])
     os.fchdir(target)
     os.chroot(".")
     _limit(len(roots), job)
     extraction = Extraction(LowerLayers(roots), job["limits"], counter)
-    plain: Readable = source
-    if magic == _ZSTD:
-        plain = Unzstd(source)
-    elif magic.startswith(_GZIP):
-        plain = Gunzip(source)
     hashing = Hashing(plain, job["algorithm"], extraction.check_ratio)
     extraction.run(TarStream(hashing))
     if job["durable"]:

@@ -1,4 +1,5 @@
-"""Removing trees that a stranger laid out: as deep as they like, with whatever owners and modes. Standard library only."""
+"""Removing trees that a stranger laid out: as deep as they like, with whatever owners and modes. Standard library
+only."""
 
 from __future__ import annotations
 

@@ -1,8 +1,10 @@
-"""One layer's tar stream becomes a directory in overlayfs's representation. Runs in the confined child, whose root is that directory.
+"""One layer's tar stream becomes a directory in overlayfs's representation. Runs in the child, whose root is that
+directory.
 
-Semantics: OCI image-spec 1.1 "Image Layer Filesystem Changeset"; where it is silent, those of unpacking all layers one over the other into
-one directory: symbolic links in the parents of a name are resolved as the merged layers show them (and never out of the root),
-and a directory that a layer only passes through keeps the mode, owner and times it has below. Standard library only.
+Semantics: OCI image-spec 1.1 "Image Layer Filesystem Changeset"; where it is silent, those of unpacking all layers
+one over the other into one directory: symbolic links in the parents of a name are resolved as the merged layers show
+them (and never out of the root), and a directory that a layer only passes through keeps mode, owner and times it has
+below. Standard library only.
 """
 
 from __future__ import annotations
@@ -12,19 +14,16 @@ import os
 import stat
 import tarfile
 
-from rik.images.discard import discard
-from rik.images.merged import OPAQUE_NAMES, LowerLayers, is_whiteout
-from rik.images.tarstream import BadTar, TarStream, next_member, open_tar, shown
+from rik.images.untar.attributes import UNSUPPORTED, Attributes, time_of
+from rik.images.untar.discard import discard
+from rik.images.untar.merged import OPAQUE_NAMES, LowerLayers, is_whiteout
+from rik.images.untar.tarstream import BadTar, TarStream, next_member, open_tar, shown
 
 _WHITEOUT = ".wh."
 _OPAQUE = ".wh..wh..opq"
 _AUFS = ".wh..wh."  # aufs's own bookkeeping, which old Docker images carry
-_XATTR = "SCHILY.xattr."
 _MAX_LINK_HOPS = 40  # as the kernel's
-_MAX_ID = 2**32 - 2
-_MAX_TIME_NS = (1 << 62) - 1
 _COPY_BYTES = 1 << 20
-_UNSUPPORTED = (errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EINVAL, errno.E2BIG, errno.ERANGE, errno.ENOSPC)
 
 Path = tuple[str, ...]
 
@@ -45,7 +44,8 @@ class Extraction:
         self._spent = spent
         self.entries = 0
         self.bytes = 0
-        self.dropped = {"devices": 0, "owners": 0, "xattrs": 0, "other": 0}
+        self.dropped: dict[str, int] = {}
+        self._attributes = Attributes(self._drop)
         self._real: dict[Path, Path] = {(): ()}  # parents as written -> where they are
         self._own: set[Path] = {()}  # directories that are in this layer
         self._opaque: set[Path] = set()  # of them, those that hide what lies below
@@ -70,9 +70,8 @@ class Extraction:
         """Raises OverLimit when `produced` bytes came of too few compressed ones."""
         free = self._limits["ratio_free_bytes"]
         if produced > free and produced > self._limits["max_ratio"] * max(self._spent(), 1):
-            raise OverLimit(
-                f"it grows to more than {self._limits['max_ratio']} times its size (after the first {free // 1_000_000:,} MB)"
-            )
+            ratio, megabytes = self._limits["max_ratio"], free // 1_000_000
+            raise OverLimit(f"it grows to more than {ratio} times its size (after the first {megabytes:,} MB)")
 
     def _count(self, size: int) -> None:
         self.entries += 1
@@ -87,12 +86,12 @@ class Extraction:
         name = _parts(member.name)
         if not name:
             if member.isdir():
-                self._attributes((), member)
+                self._apply((), member)
             return
         if any(part.startswith(_WHITEOUT) for part in name[:-1]) or (
             name[-1].startswith(_AUFS) and name[-1] != _OPAQUE
         ):
-            self.dropped["other"] += 1
+            self._drop("other")
             return
         if name[-1].startswith(_WHITEOUT):
             self._whiteout(name)
@@ -114,9 +113,20 @@ class Extraction:
         elif member.isreg():
             self._make_file(member, path, stream)
         else:
-            self.dropped["other"] += 1
+            self._drop("other")
             return
-        self._attributes(path, member)
+        self._apply(path, member)
+
+    def _apply(self, path: Path, member: tarfile.TarInfo) -> None:
+        self._attributes.apply(_text(path), member)
+        time_ns = time_of(member)
+        if member.isdir():
+            self._times[path] = time_ns
+        else:
+            os.utime(_text(path), ns=(time_ns, time_ns), follow_symlinks=False)
+
+    def _drop(self, kind: str) -> None:
+        self.dropped[kind] = self.dropped.get(kind, 0) + 1
 
     # -- directories on the way to a name ------------------------------------------------------------------------------
 
@@ -152,7 +162,8 @@ class Extraction:
         return path
 
     def _enter(self, path: Path, written: Path) -> str | None:
-        """Makes sure that `path` is a directory of this layer; returns a symbolic link's target when it is one instead."""
+        """Makes sure that `path` is a directory of this layer; returns a symbolic link's target when it is one
+        instead."""
         text = _text(path)
         try:
             status = os.lstat(text)
@@ -189,19 +200,20 @@ class Extraction:
             os.chmod(_text(path), 0o755)
             return
         status, root = below
-        self._own_by(path, status.st_uid, status.st_gid)
+        self._attributes.own(_text(path), status.st_uid, status.st_gid)
         os.chmod(_text(path), stat.S_IMODE(status.st_mode))
         self._times[path] = status.st_mtime_ns
         fd = self._lower.open(root, path, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            self._copy_xattrs(fd, _text(path))
+            self._attributes.copy_xattrs(fd, _text(path))
         finally:
             os.close(fd)
 
     # -- what a member becomes -----------------------------------------------------------------------------------------
 
     def _make_room(self, path: Path, keep_directory: bool) -> bool:
-        """Removes what this layer already has at `path`; True when that was a whiteout, which a new directory must go on hiding."""
+        """Removes what this layer already has at `path`; True when that was a whiteout, which a new directory must go
+        on hiding."""
         text = _text(path)
         if path in self._links:
             self._links.clear()
@@ -245,7 +257,7 @@ class Extraction:
                 os.setxattr(_text(path), name, b"y", follow_symlinks=False)
                 done = True
             except OSError as error:
-                if error.errno not in _UNSUPPORTED:
+                if error.errno not in UNSUPPORTED:
                     raise
                 last = error
         if not done:
@@ -282,7 +294,7 @@ class Extraction:
         try:
             os.mknod(_text(path), kind | 0o600, os.makedev(member.devmajor, member.devminor))
         except PermissionError:
-            self.dropped["devices"] += 1
+            self._drop("devices")
             return False
         except (OverflowError, ValueError):
             raise BadTar(f"the device {shown(member.name)} has impossible numbers") from None
@@ -321,7 +333,7 @@ class Extraction:
             self._copy_file(root, target)
         else:
             os.mknod(text, status.st_mode, status.st_rdev)
-        self._own_by(target, status.st_uid, status.st_gid)
+        self._attributes.own(text, status.st_uid, status.st_gid)
         if not stat.S_ISLNK(status.st_mode):
             os.chmod(text, stat.S_IMODE(status.st_mode))
         os.utime(text, ns=(status.st_mtime_ns, status.st_mtime_ns), follow_symlinks=False)
@@ -334,8 +346,8 @@ class Extraction:
                 while data := os.read(source, _COPY_BYTES):
                     _write_all(fd, data)
                 status = os.fstat(source)
-                self._own_by(path, status.st_uid, status.st_gid)  # before the attributes: it would clear capabilities
-                self._copy_xattrs(source, _text(path))
+                self._attributes.own(_text(path), status.st_uid, status.st_gid)  # it would clear capabilities later
+                self._attributes.copy_xattrs(source, _text(path))
             finally:
                 os.close(fd)
         finally:
@@ -359,66 +371,6 @@ class Extraction:
         # The same layer also has something new there, which stays; a directory must not show what it had below.
         if stat.S_ISDIR(status.st_mode):
             self._make_opaque(path)
-
-    # -- attributes ----------------------------------------------------------------------------------------------------
-
-    def _attributes(self, path: Path, member: tarfile.TarInfo) -> None:
-        text = _text(path)
-        if not (0 <= member.uid <= _MAX_ID and 0 <= member.gid <= _MAX_ID):
-            raise BadTar(f"{shown(member.name)} has the owner {member.uid}:{member.gid}")
-        self._own_by(path, member.uid, member.gid)
-        if not member.issym():
-            os.chmod(text, member.mode & 0o7777)
-        for key, value in member.pax_headers.items():
-            if key.startswith(_XATTR):
-                self._set_xattr(text, key[len(_XATTR) :], value.encode("utf-8", "surrogateescape"))
-        time_ns = _time_ns(member)
-        if member.isdir():
-            self._times[path] = time_ns
-        else:
-            os.utime(text, ns=(time_ns, time_ns), follow_symlinks=False)
-
-    def _own_by(self, path: Path, uid: int, gid: int) -> None:
-        text = _text(path)
-        try:
-            os.chown(text, uid, gid, follow_symlinks=False)
-            return
-        except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.EPERM):
-                raise
-        # The id does not exist in this user namespace (or may not be given): what is possible of it, then.
-        self.dropped["owners"] += 1
-        for part in ((uid, -1), (-1, gid)):
-            try:
-                os.chown(text, *part, follow_symlinks=False)
-            except OSError as error:
-                if error.errno not in (errno.EINVAL, errno.EPERM):
-                    raise
-
-    def _copy_xattrs(self, source: int, text: str) -> None:
-        try:
-            names = os.listxattr(source)
-        except OSError:
-            return
-        for name in names:
-            if name not in OPAQUE_NAMES:
-                self._set_xattr(text, name, os.getxattr(source, name))
-
-    def _set_xattr(self, text: str, name: str, value: bytes) -> None:
-        # An image must not write overlayfs's own attributes (redirects!), nor labels that belong to the host's policy.
-        foreign = name.startswith(("trusted.overlay.", "user.overlay.")) or (
-            name.startswith("security.") and name != "security.capability"
-        )
-        if not foreign:
-            try:
-                os.setxattr(text, name, value, follow_symlinks=False)
-                return
-            except ValueError:
-                raise BadTar(f"an extended attribute is called {shown(name)}") from None
-            except OSError as error:
-                if error.errno not in _UNSUPPORTED:
-                    raise
-        self.dropped["xattrs"] += 1
 
 
 class Counter:
@@ -446,20 +398,6 @@ def _parts(name: str) -> Path:
 
 def _text(path: Path) -> str:
     return "/" + "/".join(path)
-
-
-def _time_ns(member: tarfile.TarInfo) -> int:
-    """Modification time in ns; PAX gives it as a decimal, which a float would round."""
-    whole, _, fraction = member.pax_headers.get("mtime", "").partition(".")
-    try:
-        nanoseconds = int((fraction + "000000000")[:9])
-        value = int(whole) * 1_000_000_000 + (-nanoseconds if whole.startswith("-") else nanoseconds)
-    except ValueError:
-        try:
-            value = int(member.mtime) * 1_000_000_000
-        except (ValueError, OverflowError):  # not a number, or without end
-            value = 0
-    return max(-_MAX_TIME_NS, min(_MAX_TIME_NS, value))
 
 
 def _write_all(fd: int, data: bytes) -> None:

@@ -1,7 +1,8 @@
 """What the layers below show: the answer to "what is at this path?" when they lie on top of each other.
 
-Reads overlayfs's own representation (whiteouts are character devices 0:0, opaque directories carry an extended attribute). Only
-descriptors of the layers' root directories are used, and no symbolic link is ever followed. Standard library only.
+Reads overlayfs's own representation (whiteouts are character devices 0:0, opaque directories carry an extended
+attribute). Only descriptors of the layers' root directories are used, and no symbolic link is ever followed. Standard
+library only.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ class LowerLayers:
         return os.open("/".join(path) or ".", flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=root)
 
     def _directories(self, path: tuple[str, ...]) -> tuple[int, ...]:
-        """The layers whose directory `path` is seen, topmost first. Its own parents are real directories in each of them."""
+        """The layers whose directory `path` is seen, topmost first. Its own parents are real directories in each of
+        them."""
         known = self._contributing.get(path)
         if known is not None:
             return known

@@ -1,8 +1,8 @@
 """Reading tar streams that nobody vouches for.
 
-Strict where Python's tarfile is lenient: it ends silently at a damaged header in the middle, reads an extended header into
-memory whatever its size, and loops for ever over negative sizes; here these are errors. Lenient where writers are sloppy: the
-padding at the very end may be missing. Standard library only.
+Strict where Python's tarfile is lenient: it ends silently at a damaged header in the middle, reads an extended header
+into memory whatever its size, and loops for ever over negative sizes; here these are errors. Lenient where writers
+are sloppy: the padding at the very end may be missing. Standard library only.
 """
 
 from __future__ import annotations
