@@ -1,0 +1,137 @@
+"""Instances in words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from rik.cli import story
+from rik.cli.describe import instance_lines
+
+FAILED: dict[str, Any] = {
+    "name": "crash-1",
+    "uid": "abcdefgh",
+    "kind": "Pod",
+    "workload": "crash",
+    "workload_id": "w1",
+    "status": "Failed",
+    "reason": "ContainerExited",
+    "message": "container `worker` exited with code 3",
+    "node": "laptop",
+    "created_at": "2026-01-31T12:00:00.000Z",
+    "updated_at": "2026-01-31T12:00:02.000Z",
+    "history": [
+        {"status": "Pending", "at": "2026-01-31T12:00:00.000Z", "message": "accepted"},
+        {"status": "Creating", "at": "2026-01-31T12:00:00.010Z", "message": ""},
+        {"status": "Running", "at": "2026-01-31T12:00:00.500Z", "message": ""},
+        {"status": "Failed", "at": "2026-01-31T12:00:02.000Z", "message": "container `worker` exited with code 3"},
+    ],
+    "containers": [
+        {
+            "name": "worker",
+            "image": "host",
+            "state": "exited",
+            "exit_code": 3,
+            "signal": None,
+            "started_at": "2026-01-31T12:00:00.500Z",
+            "ended_at": "2026-01-31T12:00:02.000Z",
+        }
+    ],
+    "ports": [{"port": 18080, "targetPort": 80, "protocol": "TCP", "type": "NodePort", "address": "0.0.0.0"}],
+    "enforced": {"network": True, "memory": "no writable cgroup"},
+    "log_tail": [
+        {"container": "worker", "stream": "stdout", "at": "2026-01-31T12:00:01.000Z", "line": "connecting"},
+        {
+            "container": "worker",
+            "stream": "stderr",
+            "at": "2026-01-31T12:00:02.000Z",
+            "line": "fatal: \x1b[31mno\x1b[0m",
+        },
+    ],
+}
+
+
+def test_explanation() -> None:
+    """A failure is explained by its reason, sentence, exit code, last lines of output and the next step."""
+    assert story.explanation(FAILED) == [
+        "crash-1 failed: ContainerExited: container `worker` exited with code 3",
+        "  container worker: exit code 3 after 1.5 s",
+        "  last lines of output:",
+        "    | connecting",
+        "    ! fatal: �[31mno�[0m",
+        "  next: rik describe instance crash-1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("containers", "reason", "expected"),
+    [
+        ([{"exit_code": 3}], "ContainerExited", 3),
+        ([{"exit_code": 0}, {"exit_code": 7}], "ContainerExited", 7),
+        ([{"exit_code": None, "signal": "SIGKILL"}], "OutOfMemory", 137),
+        ([{"exit_code": None, "signal": "SIGTERM"}], "Killed", 143),
+        ([{"exit_code": None}], "CommandNotFound", 127),
+        ([], "ImageNotFound", 1),
+    ],
+)
+def test_exit_code(containers: list[dict[str, Any]], reason: str, expected: int) -> None:
+    """`run --rm` ends with the program's own exit code, with 128 + the signal, 127 for no such command, or 1."""
+    assert story.exit_code({"status": "Failed", "reason": reason, "containers": containers}) == expected
+
+
+@pytest.mark.parametrize(
+    ("port", "server", "expected"),
+    [
+        ({"port": 80, "address": "0.0.0.0"}, "127.0.0.1", "http://127.0.0.1:80"),
+        ({"port": 80, "address": ""}, "localhost", "http://127.0.0.1:80"),
+        ({"port": 80, "address": "127.0.0.1:8080"}, "127.0.0.1", "http://127.0.0.1:8080"),
+        ({"port": 80, "address": "0.0.0.0:80"}, "node.example", "http://node.example:80"),
+        ({"port": 80, "address": "[::]:80"}, "::1", "http://127.0.0.1:80"),
+        ({"port": 80, "address": "fd00::1"}, "::1", "http://[fd00::1]:80"),
+        ({"port": 53, "address": "127.0.0.1", "protocol": "UDP"}, "::1", "127.0.0.1:53/udp"),
+        ({"port": 0, "targetPort": 9, "type": "ClusterIP", "address": "10.0.0.2:9"}, "::1", "10.0.0.2:9"),
+        ({"port": 0, "targetPort": 9, "type": "ClusterIP", "address": ""}, "::1", "port 9 of the pod"),
+    ],
+)
+def test_port_place(port: dict[str, Any], server: str, expected: str) -> None:
+    """A published port is shown as a URL that can be opened from where the command runs."""
+    assert story.port_place(port, server) == expected
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        ({"status": "Creating", "step": "pull", "progress": {"done": 43, "total": 100}}, "Creating pull 43 %"),
+        (
+            {"status": "Creating", "step": "pull", "progress": {"done": 2048, "total": 0, "unit": "bytes"}},
+            "Creating pull 2 KiB",
+        ),
+        ({"status": "Creating", "step": "start", "progress": None}, "Creating start"),
+        ({"status": "Running", "stale_since": "2026-01-31T12:00:00.000Z"}, "Running (node silent)"),
+        ({"status": "Failed", "stale_since": "2026-01-31T12:00:00.000Z"}, "Failed"),
+    ],
+)
+def test_status_phrase(record: dict[str, Any], expected: str) -> None:
+    """The status carries the step and progress of a creation, and says when its node is silent."""
+    assert story.status_phrase(record) == expected
+
+
+def test_description_of_an_instance() -> None:
+    """A description tells all: status, reason, history with durations, containers, limits, output and events."""
+    events = [{"at": "2026-01-31T12:00:02.000Z", "type": "Warning", "reason": "Failed", "message": "it ended"}]
+    text = "\n".join(instance_lines(FAILED, events, post_mortem=True))
+    for part in (
+        "Post-mortem:  it is not listed any more",
+        "Reason:       ContainerExited",
+        "Message:      container `worker` exited with code 3",
+        "2026-01-31 12:00:00.500Z  Running         1.5 s",
+        "worker  host   exited  exit code 3  2026-01-31 12:00:00.500Z",
+        "http://127.0.0.1:18080 -> 80/TCP (NodePort)",
+        "network  enforced",
+        "memory   not enforced: no writable cgroup",
+        "2026-01-31 12:00:02.000Z ! fatal: �[31mno�[0m",
+        "Warning  Failed: it ended",
+        "next: rik logs abcdefgh",
+    ):
+        assert part in text
