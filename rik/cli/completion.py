@@ -22,12 +22,12 @@ def completion(shell: str) -> None:
     """
     from click.shell_completion import get_completion_class
 
-    from rik.cli.main import cli
+    from rik.cli.main import COMPLETE_VARIABLE, PROGRAM, cli
 
     made = get_completion_class(shell)
     if made is None:
         raise CommandError(f"there is no completion for {shell}")
     try:
-        say(made(cli, {}, "rik", "_RIK_COMPLETE").source())
+        say(made(cli, {}, PROGRAM, COMPLETE_VARIABLE).source())
     except RuntimeError as error:  # click looks at the version of the bash that is installed
         raise CommandError(str(error)) from error

@@ -21,6 +21,8 @@ from rik.errors import RikError
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
+PROGRAM = "rik"
+COMPLETE_VARIABLE = "_RIK_COMPLETE"
 DEBUG_VARIABLE = "RIK_DEBUG"  # set to anything: internal errors show their traceback
 
 
@@ -115,12 +117,16 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 def run_cli(argv: Sequence[str]) -> int:
     """The exit code of one command line. Whatever goes wrong becomes `error: …` on standard error, no traceback."""
     try:
-        result = cli.main(list(argv), prog_name="rik", standalone_mode=False)
+        code = _invoke(argv)
         sys.stdout.flush()
-        return result if isinstance(result, int) else 0
+        return code
+    except click.exceptions.Exit as error:
+        return error.exit_code
     except BrokenPipeError:
         return _leave_quietly()
     except (KeyboardInterrupt, click.Abort):
+        if sys.stderr.isatty():
+            click.echo(err=True)  # the terminal has shown ^C; the prompt gets a line of its own
         return EXIT_INTERRUPTED
     except click.ClickException as error:
         return _report_click(error)
@@ -135,6 +141,18 @@ def run_cli(argv: Sequence[str]) -> int:
                 next_step=f"this is a fault of RIK; {DEBUG_VARIABLE}=1 shows where",
             )
         )
+
+
+def _invoke(argv: Sequence[str]) -> int:
+    """Parses and runs; click's own `main` is not used, since it has its own words for Ctrl-C and for closed pipes."""
+    instruction = os.environ.get(COMPLETE_VARIABLE)
+    if instruction:
+        from click.shell_completion import shell_complete
+
+        return shell_complete(cli, {}, PROGRAM, COMPLETE_VARIABLE, instruction)
+    with cli.make_context(PROGRAM, list(argv)) as ctx:
+        result = cli.invoke(ctx)
+    return result if isinstance(result, int) else 0
 
 
 def _report(error: RikError) -> int:

@@ -144,14 +144,19 @@ async def _pump(
                             raise Unreachable("the server is shutting down")
                         revision = _further(revision, frame)
                         await send.send(frame)
-            except (Unreachable, ConnectionClosed, trio.TooSlowError) as error:
-                trouble = _describe_loss(error)
             except RequestRefused as error:
-                if error.status < 500:
+                if error.status < 500 or not connected_once:
                     raise
                 trouble = error.message
-            if not connected_once:
-                raise Unreachable(trouble)
+            except Unreachable as error:
+                if not connected_once:
+                    raise
+                trouble = error.message
+            except ConnectionClosed as error:
+                code = error.reason.code if error.reason is not None else None
+                trouble = f"the server closed the connection{f' (code {code})' if code else ''}"
+            except trio.TooSlowError:
+                trouble = f"nothing was heard from the server for {SILENCE_S:.0f} s"
             if lost_at < 0:
                 lost_at = trio.current_time()
                 await send.send({"type": "lost", "error": trouble})
@@ -166,12 +171,3 @@ def _further(revision: int | None, frame: Frame) -> int | None:
     if frame.get("type") in ("snapshot", "instance", "sync"):
         return int(frame["revision"])
     return revision
-
-
-def _describe_loss(error: Exception) -> str:
-    if isinstance(error, ConnectionClosed):
-        code = error.reason.code if error.reason is not None else None
-        return f"the server closed the connection{f' (code {code})' if code else ''}"
-    if isinstance(error, trio.TooSlowError):
-        return f"nothing was heard from the server for {SILENCE_S:.0f} s"
-    return error.message if isinstance(error, CommandError) else str(error)

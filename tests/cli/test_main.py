@@ -72,7 +72,7 @@ def test_every_command_has_help(name: str) -> None:
         (["create", "instance"], "workload"),
         (["logs", "x", "--since", "soon"], "neither a duration like 5m nor a time"),
         (["run", "no-such-file.json"], "there is no file no-such-file.json"),
-        (["run", "UPPER/case"], "did you mean `upper/case`"),
+        (["run", "team/App"], "did you mean `team/app`"),
         (["run", "host"], "needs a command"),
         (["exec", "x"], "no command was given"),
         (["--server", "ftp://x", "get", "nodes"], "is no server address"),
@@ -192,7 +192,7 @@ def test_completion(nowhere: str) -> None:
         }
         done = rik(env=env)
         assert done.stderr == ""
-        return [line.partition(",")[2] for line in done.stdout.splitlines()]
+        return [line.partition(",")[2] for line in done.stdout.splitlines() if line]
 
     assert complete("rik de", 1) == ["describe", "delete"]
     assert complete("rik get no", 2) == ["nodes"]
