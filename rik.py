@@ -144,7 +144,7 @@ def take_lock() -> int:
     except OSError as error:
         fail(
             f"RIK installs its libraries into {VENV}, and cannot write there: {error.strerror}",
-            f"Use a clone of your own: git clone {HERE} ~/rik && cd ~/rik && python3 rik.py …",
+            f"Use a checkout of your own: cp -r {HERE} ~/rik && cd ~/rik && python3 rik.py …",
         )
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

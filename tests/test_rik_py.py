@@ -254,12 +254,12 @@ def test_an_old_python_is_told(checkout: Path, tmp_path: Path) -> None:
 
 @pytest.mark.require("ordinary-user", reason="root may write anywhere")
 def test_an_unwritable_checkout_is_told(checkout: Path) -> None:
-    """Somebody else's checkout, not yet used: exit 1, and the way to a clone of one's own."""
+    """Somebody else's checkout, not yet used: exit 1, and the way to one's own."""
     checkout.chmod(0o555)
     result = run(checkout)
     assert result.returncode == 1
     assert "cannot write there: Permission denied" in result.stderr
-    assert f"git clone {checkout} ~/rik" in result.stderr
+    assert f"cp -r {checkout} ~/rik" in result.stderr
 
 
 def test_it_imports_the_standard_library_only() -> None:
