@@ -1,0 +1,126 @@
+"""`Api`, the role: binds, connects to the scheduler, serves, and comes to an end whatever its clients do."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from functools import partial
+
+import trio
+from hypercorn.config import Config
+from hypercorn.trio import serve
+
+from rik.api.app import Application
+from rik.api.connections import Connections, end_all, listening_socket
+from rik.api.gate import Gate
+from rik.api.metrics import Metrics
+from rik.api.service import ClusterInfo, Service
+from rik.api.session import Connect, Session
+from rik.api.view import View
+from rik.environment import Environment
+from rik.errors import StartupError
+from rik.link.switchboard import Switchboard
+from rik.settings import ApiSettings
+from rik.store.base import Store
+
+__all__ = ["Api", "ClusterInfo"]
+
+# Connections that may wait to be accepted; 500 creates at once are nothing unusual.
+BACKLOG = 1_024
+REQUESTS_A_CONNECTION = 1_000_000
+# One frame of exec's input; the queue of received messages before its reader holds ten.
+MAX_WEBSOCKET_MESSAGE_BYTES = 2**20
+# Of the time to shut down, the part that clients have to read their goodbye before their connections are ended.
+PATIENCE = 0.6
+HOUSEKEEPING_INTERVAL_S = 5.0
+
+
+class Api:
+    """The api of one host. `store` is only read. `connect` opens a session with the scheduler, again and again."""
+
+    def __init__(
+        self,
+        environment: Environment,
+        settings: ApiSettings,
+        info: ClusterInfo,
+        store: Store,
+        connect: Connect,
+        switchboard: Switchboard,
+    ) -> None:
+        view = View(settings.watch_queue)
+        self._settings = settings
+        self._session = Session(environment, connect, view)
+        self._service = Service(environment, settings, info, view, self._session, store, switchboard)
+        self._connections = Connections()
+        metrics = Metrics(view, self._service.hub, self._session)
+        self._application = Application(self._service, metrics, Gate(settings), self._connections)
+
+    def shutdown(self) -> None:
+        """Begins an orderly end: nothing new is accepted, watchers are told; `run` returns within a few seconds."""
+        self._service.closing.set()
+        self._service.view.wake()
+
+    async def run(self, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
+        """Started with the URL once requests are accepted and the view is filled. Raises StartupError."""
+        with _listen(self._settings) as listener:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(self._session.run)
+                nursery.start_soon(self._connections.run, listener)
+                nursery.start_soon(self._publish_progress)
+                nursery.start_soon(self._keep_house)
+                nursery.start_soon(self._end_connections, listener)
+                async with trio.open_nursery() as serving:
+                    urls = await serving.start(
+                        partial(
+                            serve,
+                            self._application,
+                            _config(self._settings, listener),
+                            shutdown_trigger=self._service.closing.wait,
+                            mode="asgi",
+                        )
+                    )
+                    task_status.started(urls[0])
+                nursery.cancel_scope.cancel()
+
+    async def _publish_progress(self) -> None:
+        """At most one frame an instance and interval; what comes between is superseded."""
+        while True:
+            fresh = await self._session.fresh_progress()
+            self._service.hub.publish_progress(sorted(fresh))
+            await trio.sleep(self._settings.progress_interval_s)
+
+    async def _keep_house(self) -> None:
+        while True:
+            await trio.sleep(HOUSEKEEPING_INTERVAL_S)
+            self._service.hub.forget_snapshot()
+
+    async def _end_connections(self, listener: socket.socket) -> None:
+        await self._service.closing.wait()
+        await trio.sleep(self._settings.shutdown_s * PATIENCE)
+        end_all(listener)
+
+
+def _listen(settings: ApiSettings) -> socket.socket:
+    try:
+        return listening_socket(settings.host, settings.port)
+    except (OSError, OverflowError) as error:
+        text = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise StartupError(
+            f"cannot listen on {settings.host}:{settings.port}: {text}",
+            next_step="choose another address with --listen HOST:PORT, or port 0 for any free one",
+        ) from None
+
+
+def _config(settings: ApiSettings, listener: socket.socket) -> Config:
+    config = Config()
+    config.bind = [f"fd://{os.dup(listener.fileno())}"]  # hypercorn closes its own
+    config.backlog = BACKLOG
+    config.graceful_timeout = settings.shutdown_s
+    config.keep_alive_timeout = settings.keep_alive_s
+    config.keep_alive_max_requests = REQUESTS_A_CONNECTION
+    config.websocket_max_message_size = MAX_WEBSOCKET_MESSAGE_BYTES
+    config.include_server_header = False
+    config.accesslog = None
+    config.errorlog = logging.getLogger("hypercorn.error")
+    return config
