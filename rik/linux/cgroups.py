@@ -2,7 +2,7 @@
 
 Which controllers are usable is found by trying, each by itself: on a hybrid host some are version 1 and some version 2.
 The tree is the same for each: ``rik-<host id>/<uid>/<container>``, with a pod's limits at ``<uid>``.
-Everything here is small reads and writes of kernel files; removing may have to be tried again while processes are dying.
+All of it is small reads and writes of kernel files; removing may have to be tried again while processes are dying.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ Range = tuple[int, int, int]  # first id inside, first id outside, how many
 
 
 class Unavailable:
-    """User namespaces cannot be used here: ``reason`` is a sentence with the cause verbatim, ``next_step`` what to do."""
+    """User namespaces cannot be used: ``reason`` is a sentence with the cause verbatim, ``next_step`` what to do."""
 
     def __init__(self, reason: str, next_step: str) -> None:
         self.reason = reason

@@ -1,7 +1,7 @@
 """The system calls Python 3.11 does not offer, by ctypes.
 
 Every function raises ``OSError`` with errno and, as its file name, a short description of what was attempted ("mount
-overlay on /x"), so that the message can be shown to a user as it is. Descriptors are plain integers owned by the caller.
+overlay on /x"), so that the message can be shown to a user as it is. Descriptors belong to the caller.
 """
 
 from __future__ import annotations
@@ -24,9 +24,12 @@ MS_NOSUID = 0x2
 MS_NODEV = 0x4
 MS_NOEXEC = 0x8
 MS_REMOUNT = 0x20
+MS_NOATIME = 0x400
+MS_NODIRATIME = 0x800
 MS_BIND = 0x1000
 MS_REC = 0x4000
 MS_PRIVATE = 0x40000
+MS_RELATIME = 0x200000
 MNT_DETACH = 0x2
 
 # mount_setattr(2) attributes.
@@ -45,6 +48,7 @@ _MOVE_MOUNT_T_EMPTY_PATH = 0x40
 _RESOLVE_IN_ROOT = 0x10
 _RESOLVE_NO_MAGICLINKS = 0x02
 
+_PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
 _PR_SET_NAME = 15
 _PR_CAPBSET_READ = 23
@@ -180,6 +184,11 @@ def _prctl(option: int, argument: int, what: str, second: int = 0) -> int:
 def set_child_subreaper() -> None:
     """Orphaned descendants become children of this process."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1, "prctl PR_SET_CHILD_SUBREAPER")
+
+
+def set_parent_death_signal(number: int) -> None:
+    """The kernel sends ``number`` to this process when the *thread* that is its parent ends."""
+    _prctl(_PR_SET_PDEATHSIG, number, "prctl PR_SET_PDEATHSIG")
 
 
 def set_dumpable(dumpable: bool) -> None:

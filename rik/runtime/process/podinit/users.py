@@ -1,0 +1,59 @@
+"""Who a command runs as: names and numbers looked up in the container's own /etc/passwd and /etc/group."""
+
+from __future__ import annotations
+
+DEFAULT_HOME = "/"
+_LARGEST_ID = 2**32 - 2
+
+
+class User:
+    """Ids inside the container, and the home directory."""
+
+    __slots__ = ("gid", "groups", "home", "uid")
+
+    def __init__(self, uid: int, gid: int, groups: list[int], home: str) -> None:
+        self.uid = uid
+        self.gid = gid
+        self.groups = groups
+        self.home = home
+
+
+def resolve(wanted: str, passwd_path: str = "/etc/passwd", group_path: str = "/etc/group") -> User:
+    """The user that ``wanted`` means: "", ``name``, ``uid``, ``name:group`` or ``uid:gid``; "" is root.
+
+    Raises LookupError with a sentence when a name is not there.
+    """
+    name, _, group = (wanted or "0").partition(":")
+    entries = _read(passwd_path, 7)
+    entry = next((e for e in entries if e[0] == name), None)
+    if entry is None and name.isdigit():
+        entry = next((e for e in entries if e[2] == str(int(name))), None)
+    if entry is None and not _is_id(name):
+        raise LookupError(f"user `{name}` is not in its {passwd_path}")
+    uid = int(entry[2]) if entry is not None else int(name)
+    gid = int(entry[3]) if entry is not None else 0
+    home = (entry[5] if entry is not None else "") or DEFAULT_HOME
+    groups = _read(group_path, 4)
+    if group:
+        found = next((e for e in groups if e[0] == group), None)
+        if found is None and not _is_id(group):
+            raise LookupError(f"group `{group}` is not in its {group_path}")
+        return User(uid, int(found[2]) if found is not None else int(group), [], home)
+    login = entry[0] if entry is not None else ""
+    more = [int(e[2]) for e in groups if login and login in e[3].split(",") and int(e[2]) != gid]
+    return User(uid, gid, more, home)
+
+
+def _is_id(text: str) -> bool:
+    return text.isascii() and text.isdigit() and int(text) <= _LARGEST_ID
+
+
+def _read(path: str, fields: int) -> list[list[str]]:
+    """Well-formed lines only: the file is the image's, and may hold anything."""
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            lines = [line.rstrip("\n").split(":") for line in file]
+    except OSError:
+        return []
+    numbers = (2, 3) if fields == 7 else (2,)
+    return [line for line in lines if len(line) == fields and all(_is_id(line[index]) for index in numbers)]
