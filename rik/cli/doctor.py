@@ -43,7 +43,7 @@ def doctor(node: str | None, data_dir: Path | None, style: str) -> None:
 
         reports = [{"node": "this host", "checks": local_doctor(data_dir)}]
     else:
-        reports = [json.loads(body) for body in bodies]
+        reports = decoded(bodies, node)
     if style == "json":
         write_json(bodies, reports, single=node is not None)
         return
@@ -66,7 +66,7 @@ def audit(node: str | None, data_dir: Path | None, style: str) -> int:
 
         reports = [{"node": "this host", **local_audit(data_dir)}]
     else:
-        reports = [json.loads(body) for body in bodies]
+        reports = decoded(bodies, node)
     orphans = [(report["node"], orphan) for report in reports for orphan in report.get("orphans") or ()]
     if style == "json":
         write_json(bodies, reports, single=node is not None)
@@ -111,6 +111,11 @@ def ask_nodes(client: Client, call: str, node: str | None) -> list[bytes] | None
                 raise
             note(f"warning: {entry['name']} cannot be asked: {error.message}")
     return bodies
+
+
+def decoded(bodies: list[bytes], node: str | None) -> list[dict[str, Any]]:
+    """The reports as data; each says whose it is."""
+    return [{"node": node or "node", **json.loads(body)} for body in bodies]
 
 
 def write_json(bodies: list[bytes] | None, reports: list[dict[str, Any]], *, single: bool) -> None:

@@ -14,12 +14,14 @@ import click
 from rik.cli.amounts import since_time
 from rik.cli.client import Client
 from rik.cli.command import ClientCommand, connect, instance_argument
+from rik.cli.errors import CommandError, RequestRefused, Unreachable
 from rik.cli.output import clean, note, paint
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
 Entry = Mapping[str, Any]
+REFUSALS_MAX = 3  # in a row, without a line between them: the node has the instance and cannot read its logs
 PREFIX_COLOURS = ("cyan", "magenta", "green", "yellow", "blue")
 
 
@@ -79,29 +81,38 @@ async def follow_logs(
     import trio
     from trio_websocket import ConnectionClosed
 
-    from rik.cli.errors import Unreachable
     from rik.cli.follow import PATIENCE_S
-    from rik.cli.stream import NORMAL_CLOSURE, RETRY_FIRST_S, RETRY_MOST_S, websocket
+    from rik.cli.stream import FAILED_CLOSURE, NORMAL_CLOSURE, RETRY_FIRST_S, RETRY_MOST_S, websocket
 
     cursor = LogCursor()
     asked: dict[str, Any] = {**query, "follow": "true"}
-    connected_once, lost_at, wait_s = False, -1.0, RETRY_FIRST_S
+    connected_once, lost_at, wait_s, refusals = False, -1.0, RETRY_FIRST_S, 0
     while True:
         try:
             async with websocket(client.cluster, "instances.logs", instance, query=asked) as connection:
-                connected_once, lost_at, wait_s = True, -1.0, RETRY_FIRST_S
+                connected_once, lost_at = True, -1.0
                 while True:
                     for entry in decode_entries(await connection.get_message()):
+                        wait_s, refusals = RETRY_FIRST_S, 0
                         if cursor.is_new(entry):
                             await write(entry)
         except ConnectionClosed as error:
-            if error.reason is not None and error.reason.code == NORMAL_CLOSURE:
+            code, why = (error.reason.code, error.reason.reason) if error.reason is not None else (0, "")
+            if code == NORMAL_CLOSURE:
                 return
+            refusals += code == FAILED_CLOSURE
+            if refusals >= REFUSALS_MAX:
+                raise CommandError(
+                    f"the output of {instance} cannot be read: {why or 'no reason was given'}"
+                ) from error
         except Unreachable:
             if not connected_once:
                 raise
             if lost_at >= 0 and trio.current_time() - lost_at > PATIENCE_S:
                 raise
+        except RequestRefused as error:
+            if error.status < 500 or not connected_once:
+                raise  # 503: the server is there again, and the node not yet
         if lost_at < 0:
             lost_at = trio.current_time()
             note("the stream of output was cut off; trying again")

@@ -31,6 +31,7 @@ RETRY_MOST_S = 5.0
 MESSAGES_AHEAD = 256  # frames taken from the socket before the consumer has read them
 MESSAGE_MAX_BYTES = 256 * 2**20  # a snapshot of a large cluster is one message
 NORMAL_CLOSURE = 1000
+FAILED_CLOSURE = 1011
 
 Frame = Mapping[str, Any]
 T = TypeVar("T")
