@@ -80,7 +80,7 @@ def create_instance(workload: str, replicas: int, name: str | None, wait: bool, 
         return 0
     from rik.cli.stream import run_live
 
-    followed = run_live(_settle, client, names, revision, quiet)
+    followed = run_live(_settle, client, workload, names, revision, quiet)
     failed = [followed.latest[made] for made in names if followed.latest.get(made, {}).get("status") == "Failed"]
     return report_failures(client, failed)
 
@@ -112,12 +112,12 @@ def report_failures(client: Client, failed: list[dict[str, object]], *, with_out
     return EXIT_FAILED if failed else 0
 
 
-async def _settle(client: Client, names: list[str], revision: int | None, quiet: bool) -> Followed:
+async def _settle(client: Client, workload: str, names: list[str], revision: int | None, quiet: bool) -> Followed:
     from rik.cli.follow import PATIENCE_S, Followed, next_frame
     from rik.cli.stream import watching
 
     followed = Followed(names)
-    async with watching(client.cluster, since=revision, patience_s=PATIENCE_S) as frames:
+    async with watching(client.cluster, {"workload": workload}, since=revision, patience_s=PATIENCE_S) as frames:
         with board_for(names, sys.stderr if quiet else sys.stdout) as board:
             while not followed.all_settled:
                 for record in followed.apply(await next_frame(frames)):

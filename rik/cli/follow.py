@@ -33,7 +33,9 @@ class Followed:
         kind = frame.get("type")
         if kind == "snapshot":
             there = {record["name"]: record for record in frame["instances"] if record["name"] in self._wanted}
-            self.gone.update(name for name in self.latest if name not in there)
+            for name in self._wanted - there.keys():  # it was created before the watch began, so it has been removed
+                self.gone.add(name)
+                self.latest.setdefault(name, {"name": name})
             self.latest.update(there)
             return list(there.values())
         if kind == "instance":

@@ -17,8 +17,8 @@ from rik.cli.create import create_instances, current_revision, report_failures
 from rik.cli.delete import delete_and_wait, delete_one_instance, delete_one_workload
 from rik.cli.document import for_image, looks_like_file, named_by_content, parse, read_source, with_command
 from rik.cli.errors import EXIT_INTERRUPTED, CommandError, RequestRefused, Unreachable, Usage
-from rik.cli.output import paint, warn
-from rik.cli.story import exit_code, port_place
+from rik.cli.output import note, paint, warn
+from rik.cli.story import exit_code, is_final, port_place
 
 STREAMS_MAX = 32  # instances whose output is shown at once; more would be unreadable, and a websocket each
 
@@ -135,9 +135,14 @@ def _same(client: Client, document: dict[str, Any]) -> Prepared | None:
 
 
 def _followed(client: Client, names: list[str], prepared: Prepared, revision: int, words: IO[str]) -> Outcome:
+    from rik.cli.follow import full_record
     from rik.cli.stream import run_live
 
-    return run_live(_follow, client, names, prepared.workload_id, revision, words)
+    outcome = run_live(_follow, client, names, prepared.workload_id, revision, words)
+    for name, record in outcome.records.items():
+        if not is_final(record):  # removed by somebody else while we were not looking: the post-mortem knows
+            outcome.records[name] = dict(full_record(client, record))
+    return outcome
 
 
 async def _follow(client: Client, names: list[str], workload_id: str, revision: int, words: IO[str]) -> Outcome:
@@ -192,9 +197,10 @@ async def _stream_all(client: Client, followed: Any, names: list[str], shown: se
         uid = str(followed.latest[name].get("uid") or name)
         try:
             await follow_logs(client, uid, {}, take)
-        except RequestRefused as error:
-            if error.status != 404:  # gone with its logs, between two looks
-                raise
+        except Unreachable:
+            raise
+        except CommandError as error:
+            note(f"warning: {error.message}")  # its output is lost to us, its fate is not
 
     async with trio.open_nursery() as nursery:
         for name in names:

@@ -99,15 +99,17 @@ class Rik:
 class Terminal:
     """A program on a terminal of its own."""
 
-    def __init__(self, rik: Rik, *arguments: str, columns: int = 100, rows: int = 30) -> None:
+    def __init__(
+        self, rik: Rik, *arguments: str, columns: int = 100, rows: int = 30, env: dict[str, str] | None = None
+    ) -> None:
         self.seen = ""
         self._master, slave = pty.openpty()
         self.resize(columns, rows)
-        env = {key: value for key, value in rik.env.items() if key not in ("COLUMNS", "NO_COLOR")}
+        kept = {key: value for key, value in rik.env.items() if key not in ("COLUMNS", "NO_COLOR")}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "rik", *arguments],
             cwd=ROOT,
-            env={**env, "TERM": "xterm"},
+            env={**kept, "TERM": "xterm", **(env or {})},
             stdin=slave,
             stdout=slave,
             stderr=slave,
@@ -168,8 +170,8 @@ def terminal(rik: Rik) -> Iterator[Any]:
     """`terminal("exec", …)`: a `rik` on a terminal of its own."""
     made: list[Terminal] = []
 
-    def start(*arguments: str, columns: int = 100, rows: int = 30) -> Terminal:
-        made.append(Terminal(rik, *arguments, columns=columns, rows=rows))
+    def start(*arguments: str, **options: Any) -> Terminal:
+        made.append(Terminal(rik, *arguments, **options))
         return made[-1]
 
     yield start
