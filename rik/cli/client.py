@@ -44,7 +44,7 @@ def path_of(call: str, *names: str, query: Query | None = None) -> str:
             pairs.append((key, str(value)))
         else:
             pairs.extend((key, item) for item in value)
-    return f"{path}?{urlencode(pairs)}" if pairs else path
+    return f"{path}?{urlencode(pairs, errors='surrogateescape')}" if pairs else path
 
 
 class Client:

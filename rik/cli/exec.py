@@ -42,7 +42,14 @@ def exec_(instance: str, command: tuple[str, ...], with_input: bool, tty: bool, 
     container = flags["container"] or container
     if not words:
         raise Usage("no command was given", next_step=f"rik exec {instance} -- COMMAND…")
-    query: Query = {"command": list(words), "tty": "true" if tty else None, "container": container}
+    size = terminal_size() if tty and sys.stdout.isatty() else None
+    query: Query = {
+        "command": list(words),
+        "tty": "true" if tty else None,
+        "container": container,
+        "cols": size.columns if size else None,
+        "rows": size.lines if size else None,
+    }
     return _run(connect(), "instances.exec", instance, query, with_input=with_input, tty=tty, detachable=False)
 
 
@@ -221,8 +228,15 @@ class Session:
 
 
 def resize_frame() -> bytes:
-    size = os.get_terminal_size(sys.stdout.fileno())
+    """Tells the other side how large this terminal is."""
+    size = terminal_size()
     return bytes([CONTROL]) + json.dumps({"resize": [size.columns, size.lines]}).encode()
+
+
+def terminal_size() -> os.terminal_size:
+    """This terminal's size; a serial line's, which says 0 by 0, as terminals once were."""
+    size = os.get_terminal_size(sys.stdout.fileno())
+    return size if size.columns and size.lines else os.terminal_size((80, 24))
 
 
 def watch_for(keys: bytes, data: bytes) -> tuple[bytes, bytes, bool]:

@@ -152,8 +152,13 @@ def get_events(instance: str | None, style: str, node: str | None, follow: bool)
     """What happened, oldest first: all of it, or what concerns one INSTANCE."""
     client = connect()
 
+    seen = 0
+
     def ask() -> Answer:
-        answer = client.get("events.list", query={"instance": instance})
+        nonlocal seen
+        answer = client.get("events.list", query={"instance": instance, "since": seen or None})
+        if follow:
+            seen = max((event["revision"] for event in answer.json()), default=seen)
         return kept(answer, lambda event: event.get("node") == node) if node else answer
 
     _once_or_again(follow, style, ask, lambda events: events, EVENT_COLUMNS)
@@ -213,7 +218,7 @@ def _once_or_again(
         answer = ask()
         if style == "json":
             text = answer.body.decode()
-            if text not in said:
+            if text not in said and (first or text != "[]"):
                 said = {text}
                 say(text)
         else:
