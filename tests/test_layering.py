@@ -24,6 +24,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("rik.link", "rik.store", "rik.images", "rik.network"),
     ("rik.runtime",),
     ("rik.api", "rik.scheduler", "rik.worker", "rik.web"),
+    ("rik.runtimes",),  # these three compose: they alone know several rooms of what stands above
+    ("rik.inspection",),
     ("rik.host",),
     ("rik.cli",),
     ("rik.__main__",),
