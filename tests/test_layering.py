@@ -37,7 +37,7 @@ NEIGHBOURS = {
     ("rik.images", "rik.network"),
 }
 # Supervisors of pods and the unpacking child run these under `python -I -S`: there is no site-packages to import from.
-STANDARD_LIBRARY_ONLY = ("rik.linux", "rik.runtime.process.podinit")
+STANDARD_LIBRARY_ONLY = ("rik.linux", "rik.runtime.process.podinit", "rik.images.untar")
 STANDARD_LIBRARY_ONLY_PACKAGES = ("rik", "rik.runtime", "rik.runtime.process", "rik.images")
 MAX_MODULE_LINES = 450
 
