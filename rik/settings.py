@@ -57,7 +57,8 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Sizes in bytes, durations in seconds.
 
     `allowed_hosts` are further values of the Host header (and, as origins, of Origin) beyond the listening address,
-    localhost and loopback addresses. `watch_queue` is how many frames a watcher may be behind before it gets a gap.
+    localhost and loopback addresses. `watch_queue` is how many frames are kept in memory for watchers; one
+    that is more than ten times as many revisions behind gets a gap.
     """
 
     host: str = "127.0.0.1"

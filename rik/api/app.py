@@ -130,7 +130,7 @@ class Application:
             scope = cast("dict[str, Any]", websocket.scope)
             scope["rik.operation"] = operation.id
             _limit_sends(scope, operation)
-            socket = _Socket(cast("Websocket", websocket))
+            socket = _Socket(websocket)
             try:
                 query = parse_query(operation.parameters, websocket.args.getlist, service.environment.now())
                 await handler(service, Call(path, query), socket)
@@ -253,14 +253,16 @@ async def _response(reply: Reply, *, head: bool = False) -> Response:
     body = reply.body
     if isinstance(body, bytes):
         if reply.status == 204:
-            return Response(None, 204, headers)
+            empty = Response(b"", 204, headers)
+            del empty.headers["Content-Type"], empty.headers["Content-Length"]
+            return empty
         return Response(body, reply.status, headers, content_type=reply.media_type)
     if head:
         await body.aclose()
         return Response(b"", reply.status, headers, content_type=reply.media_type)
-    response = Response(None, reply.status, headers, content_type=reply.media_type)
+    response = Response(b"", reply.status, headers, content_type=reply.media_type)
     response.response = _StreamedBody(body)
-    response.headers.pop("Content-Length", None)
+    del response.headers["Content-Length"]
     return response
 
 

@@ -20,6 +20,9 @@ from rik.model.public import render_instance, render_instance_in_full, requested
 from rik.model.resources import Resources
 from rik.model.workload import Workload
 
+# A frame with a larger text (long lines in its log tail) is made for each watcher, so that few of them fill no memory.
+LARGEST_KEPT = 32_768
+
 IN_CREATION = frozenset({Status.PENDING, Status.CREATING})
 
 
@@ -36,9 +39,12 @@ class Frame:
     @property
     def text(self) -> str:
         """`{"type":"instance",…}`; a final status comes with everything that is known of the instance."""
-        if self._text is None:
-            self._text = self._render(self.change.op)
-        return self._text
+        if self._text is not None:
+            return self._text
+        text = self._render(self.change.op)
+        if len(text) <= LARGEST_KEPT:
+            self._text = text
+        return text
 
     @property
     def text_of_leaving(self) -> str:

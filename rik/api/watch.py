@@ -1,7 +1,8 @@
 """`instances.watch`: snapshot, replay, live changes, progress, and an honest gap for whoever cannot keep up.
 
 All watchers share the view's latest changes and keep nothing but a revision each, so a slow one costs no memory and
-nobody else's time: when the changes it has not seen are no longer kept, it gets a gap and a fresh snapshot.
+nobody else's time. What has gone from memory it reads from the store; when it is so far behind that a snapshot is
+cheaper, or the store has no longer what it missed, it gets a gap and a fresh snapshot.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from rik.store.base import Compacted, Store
 # Changes read from the store at a time during a replay, and sent between two looks at what has come meanwhile.
 REPLAY_PAGE = 1_000
 ROUND = 200
+# A watcher that has lost touch with the changes in memory is helped from the store up to so many times as many.
+REPLAY_FACTOR = 10
 # With more watchers than this each rests between two looks, so that a busy cluster does not spend itself on waking
 # them: 0.5 ms a watcher, which keeps their waking under half a core, and no more than a second.
 CROWD = 50
@@ -43,6 +46,7 @@ class Hub:
         self.gaps = 0
         self.progress: dict[str, tuple[int, str]] = {}
         self.progress_version = 0
+        self.furthest = settings.watch_queue * REPLAY_FACTOR
         self._snapshot: tuple[tuple[int, int, Filter], str] | None = None
 
     def publish_progress(self, uids: Sequence[str]) -> None:
@@ -124,11 +128,12 @@ class Watch:
     async def _round(self) -> None:
         view, interval_s = self._view, self._hub.settings.sync_interval_s * SYNC_MARGIN
         changed = view.changed()
-        if view.epoch != self._epoch:
-            await self._catch_up()
-            await self._sync()
-        if self._cursor < view.floor:
-            await self._gap(view.floor)
+        if view.epoch != self._epoch or self._cursor < view.floor:
+            if view.revision - self._cursor > self._hub.furthest:
+                await self._gap(view.floor)
+            else:
+                await self._catch_up()
+                await self._sync()
             return
         upto = view.revision
         frames = list(islice(view.since(self._cursor), ROUND))

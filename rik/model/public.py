@@ -16,8 +16,6 @@ from rik.model.node import Capability, Node
 from rik.model.resources import Resources, parse_cpu_millis, parse_memory_bytes
 from rik.model.workload import FUNCTION, Workload
 
-NORMALISED = {"replicas": 1}
-
 
 def render_time(at: int | None) -> str | None:
     """Milliseconds since the epoch as `2026-01-31T12:00:00.000Z`; None and 0 as None."""
@@ -95,7 +93,8 @@ def render_workload(record: Workload) -> dict[str, Any]:
     """An entry of `workloads.list`: the document with `replicas` and `spec.containers` filled in."""
     document = record.document
     spec = document.get("spec") or {}
-    value = {**NORMALISED, **document, "spec": {**spec, "containers": spec.get("containers") or []}}
+    spec = {**spec, "containers": spec.get("containers") or []}
+    value = {**document, "replicas": document.get("replicas") or 1, "spec": spec}
     return {"id": record.id, "name": record.name, "value": value}
 
 
