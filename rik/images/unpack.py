@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import math
 import os
@@ -14,6 +15,8 @@ import trio
 from rik.images import confined
 from rik.images.confined import Child, Owners
 from rik.images.errors import ImageInvalid, ImagePullFailed
+from rik.images.untar.discard import discard
+from rik.linux.idmap import Unavailable, detect
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -88,18 +91,26 @@ async def unpack(
     raise ImagePullFailed(f"{what} cannot be unpacked: it was not done after {limits.layer_deadline_s:g} s")
 
 
-async def remove_tree(path: Path, owners: Owners) -> None:
-    """Removes a tree whatever its owners, modes and depth; nothing there is no error. Raises OSError."""
-    if not os.path.lexists(path):
-        return
-    if owners.true or path.is_symlink() or not path.is_dir():
-        from rik.images.untar.discard import discard
+async def remove_tree(path: Path, owners: Owners | None = None) -> None:
+    """Removes a tree whatever its owners, modes and depth; nothing there is no error. Raises OSError.
 
+    What this process may not remove belongs to ids of the pods' id map: a child inside of it does the rest.
+    `owners` None finds that map out.
+    """
+    try:
         await trio.to_thread.run_sync(discard, str(path))
         return
-    answer = await confined.run({"do": "remove", "target": str(path)}, owners, None)
+    except PermissionError:
+        if owners is None:
+            owners = Owners(await trio.to_thread.run_sync(detect), os.geteuid())
+        if owners.true or isinstance(owners.idmap, Unavailable):
+            raise
+    try:
+        answer = await confined.run({"do": "remove", "target": str(path)}, owners, None)
+    except ImagePullFailed as error:  # there can be no child
+        raise PermissionError(errno.EACCES, error.message, str(path)) from error
     if "error" in answer:
-        raise OSError(answer.get("errno", 0), answer["message"], str(path))
+        raise OSError(answer.get("errno", errno.EIO), answer["message"], str(path))
 
 
 def _zstandard_path() -> str:

@@ -29,27 +29,28 @@ def discard(path: str) -> None:
 
 
 def _empty(top: int) -> None:
-    moved = _clear(top, top, 0)
+    mark = os.urandom(4).hex()  # an earlier attempt that was cut off has left numbers of its own
+    moved = _clear(top, top, mark, 0)
     # Directories found in the top one were renamed to numbers and lie flat in it now; each may bring more.
     done = 0
     while done < moved:
-        name = _name(done)
+        name = _name(mark, done)
         _open_up(top, name)
         fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=top)
         try:
-            moved = _clear(fd, top, moved)
+            moved = _clear(fd, top, mark, moved)
         finally:
             os.close(fd)
         os.rmdir(name, dir_fd=top)
         done += 1
 
 
-def _clear(folder: int, top: int, moved: int) -> int:
+def _clear(folder: int, top: int, mark: str, moved: int) -> int:
     """Unlinks the files in `folder` and moves its directories into `top`; returns how many were moved in all."""
     for entry in list(os.scandir(folder)):
         if entry.is_dir(follow_symlinks=False):
             _open_up(folder, entry.name)  # renaming a directory writes its `..`
-            os.rename(entry.name, _name(moved), src_dir_fd=folder, dst_dir_fd=top)
+            os.rename(entry.name, _name(mark, moved), src_dir_fd=folder, dst_dir_fd=top)
             moved += 1
         else:
             os.unlink(entry.name, dir_fd=folder)
@@ -62,5 +63,5 @@ def _open_up(folder: int, name: str) -> None:
         os.chmod(name, 0o700, dir_fd=folder)
 
 
-def _name(number: int) -> str:
-    return f".rik-discard-{number}"
+def _name(mark: str, number: int) -> str:
+    return f".rik-discard-{mark}-{number}"

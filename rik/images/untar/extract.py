@@ -135,8 +135,10 @@ class Extraction:
         known = self._real.get(written)
         if known is not None:
             return known
-        path: Path = ()
-        todo = list(reversed(written))
+        path = self._real.get(written[:-1])
+        todo = [written[-1]]
+        if path is None:
+            path, todo = (), list(reversed(written))
         hops = 0
         while todo:
             part = todo.pop()
@@ -189,7 +191,7 @@ class Extraction:
 
     def _below(self, path: Path) -> tuple[os.stat_result, int] | None:
         """What the layers below show at `path`, unless this layer hides it."""
-        if any(path[:length] in self._opaque for length in range(len(path))):
+        if self._opaque and any(path[:length] in self._opaque for length in range(len(path))):
             return None
         return self._lower.lookup(path)
 
@@ -215,9 +217,7 @@ class Extraction:
         """Removes what this layer already has at `path`; True when that was a whiteout, which a new directory must go
         on hiding."""
         text = _text(path)
-        if path in self._links:
-            self._links.clear()
-            self._real = {(): ()}
+        self._replaced(path)
         try:
             status = os.lstat(text)
         except FileNotFoundError:
@@ -232,6 +232,12 @@ class Extraction:
             os.unlink(text)
         return is_whiteout(status)
 
+    def _replaced(self, path: Path) -> None:
+        """What was resolved through a symbolic link at `path` may lie elsewhere from now on."""
+        if path in self._links:
+            self._links.clear()
+            self._real = {(): ()}
+
     def _forget(self, path: Path) -> None:
         size = len(path)
         self._real = {(): ()}
@@ -243,6 +249,7 @@ class Extraction:
         if path not in self._own:
             os.mkdir(_text(path), 0o700)
             self._own.add(path)
+            self._real[path] = path
         if hid_lower:
             self._make_opaque(path)
 
@@ -366,6 +373,7 @@ class Extraction:
             status = os.lstat(text)
         except FileNotFoundError:
             if self._below(path) is not None:
+                self._replaced(path)
                 os.mknod(text, stat.S_IFCHR, os.makedev(0, 0))
             return
         # The same layer also has something new there, which stays; a directory must not show what it had below.

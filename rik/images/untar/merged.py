@@ -26,8 +26,10 @@ class LowerLayers:
 
     def lookup(self, path: tuple[str, ...]) -> tuple[os.stat_result, int] | None:
         """What is visible at `path`, and the root of the layer it comes from; None when there is nothing."""
+        if not self._roots:
+            return None
         if not path:
-            return (os.fstat(self._roots[0]), self._roots[0]) if self._roots else None
+            return (os.fstat(self._roots[0]), self._roots[0])
         for root in self._directories(path[:-1]):
             status = _lstat(root, path)
             if status is not None:
@@ -44,11 +46,19 @@ class LowerLayers:
     def _directories(self, path: tuple[str, ...]) -> tuple[int, ...]:
         """The layers whose directory `path` is seen, topmost first. Its own parents are real directories in each of
         them."""
-        known = self._contributing.get(path)
-        if known is not None:
-            return known
+        known = len(path)
+        while path[:known] not in self._contributing:
+            known -= 1
+        found = self._contributing[path[:known]]
+        for length in range(known + 1, len(path) + 1):
+            found = self._narrowed(found, path[:length])
+            self._contributing[path[:length]] = found
+        return found
+
+    def _narrowed(self, roots: tuple[int, ...], path: tuple[str, ...]) -> tuple[int, ...]:
+        """Those of `roots`, the layers that show the parent of `path`, which show `path` as a directory."""
         found: list[int] = []
-        for root in self._directories(path[:-1]):
+        for root in roots:
             status = _lstat(root, path)
             if status is None:
                 continue
@@ -57,7 +67,6 @@ class LowerLayers:
             found.append(root)
             if self._is_opaque(root, path):
                 break
-        self._contributing[path] = tuple(found)
         return tuple(found)
 
     def _is_opaque(self, root: int, path: tuple[str, ...]) -> bool:

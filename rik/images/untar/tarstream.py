@@ -120,7 +120,7 @@ def open_tar(stream: Any, info: type[StrictTarInfo] = StrictTarInfo) -> tarfile.
     try:
         return tarfile.TarFile(fileobj=stream, mode="r", tarinfo=info, encoding="utf-8", errors="surrogateescape")
     except tarfile.TarError as error:
-        raise BadTar(str(error)) from None
+        raise BadTar(f"{error}: there is no tar header in it") from None
 
 
 def next_member(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
