@@ -32,14 +32,8 @@ _CHANGES = (
 async def open_sqlite(
     path: Path, *, journal_revisions: int = DEFAULT_JOURNAL_REVISIONS, new_cluster_id: str = ""
 ) -> AsyncIterator[SqliteStore]:
-    """The store in the file at `path`, made when there is none; closed at the end of the block.
-
-    Raises StoreDamaged or StartupError, with the file untouched. `new_cluster_id` (default: random) names the cluster
-    of a store that is made.
-    """
-    cluster_id = new_cluster_id or secrets.token_hex(16)
-    opened = await trio.to_thread.run_sync(opening.open_file, path, cluster_id)
-    store = SqliteStore(path, opened, journal_revisions)
+    """`SqliteStore.open`, closed at the end of the block."""
+    store = await SqliteStore.open(path, journal_revisions=journal_revisions, new_cluster_id=new_cluster_id)
     try:
         yield store
     finally:
@@ -47,7 +41,7 @@ async def open_sqlite(
 
 
 class SqliteStore:
-    """See `rik.store.base.Store`; made by `open_sqlite`.
+    """See `rik.store.base.Store`; made by `open`, and to be closed.
 
     A commit that is cancelled while it waits in line is withdrawn; once its transaction has begun it goes on, and the
     whole batch becomes durable or nothing of it.
@@ -63,6 +57,19 @@ class SqliteStore:
         self._reading = trio.CapacityLimiter(1)
         self._closed = False
         self._writer.start()
+
+    @classmethod
+    async def open(
+        cls, path: Path, *, journal_revisions: int = DEFAULT_JOURNAL_REVISIONS, new_cluster_id: str = ""
+    ) -> SqliteStore:
+        """The store in the file at `path`, made when there is none.
+
+        Raises StoreDamaged or StartupError, with the file untouched. `new_cluster_id` (default: random) names the
+        cluster of a store that is made.
+        """
+        cluster_id = new_cluster_id or secrets.token_hex(16)
+        opened = await trio.to_thread.run_sync(opening.open_file, path, cluster_id)
+        return cls(path, opened, journal_revisions)
 
     async def load(self) -> Loaded:
         """The first call is free: the state was read when the file was checked."""
