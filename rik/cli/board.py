@@ -13,6 +13,7 @@ from rik.cli.output import STATUS_STYLES, clean, is_terminal
 from rik.cli.story import Record, is_final, progress_phrase, why
 
 ROWS_MAX = 20  # more do not fit a terminal; the rest is summed up in one row
+BAR_WIDTH = 24
 REFRESHES_PER_S = 10
 
 
@@ -84,6 +85,7 @@ class LiveBoard:
     def _row(self, name: str, instance: Record) -> tuple[Any, ...]:
         from rich.progress_bar import ProgressBar
         from rich.spinner import Spinner
+        from rich.table import Table
         from rich.text import Text
 
         status = str(instance.get("status"))
@@ -95,10 +97,12 @@ class LiveBoard:
         else:
             mark = self._spinners.setdefault(name, Spinner("dots"))
         progress = instance.get("progress") or {}
-        bar: Any = ""
+        told: Any = Text(remark(instance))
         if status == "Creating" and progress.get("total"):
-            bar = ProgressBar(total=progress["total"], completed=progress.get("done") or 0, width=24)
-        return mark, Text(name), Text(status, style=STATUS_STYLES.get(status, "")), bar or Text(remark(instance))
+            bar = ProgressBar(total=progress["total"], completed=progress.get("done") or 0, width=BAR_WIDTH)
+            told = Table.grid(padding=(0, 1))
+            told.add_row(bar, Text(remark(instance)))
+        return mark, Text(name), Text(status, style=STATUS_STYLES.get(status, "")), told
 
 
 def remark(instance: Record) -> str:
