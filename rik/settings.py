@@ -9,6 +9,8 @@ import msgspec
 
 DEFAULT_LISTEN = "127.0.0.1:5000"
 ROLES = ("api", "scheduler", "worker")
+# A demo's temporary data directory; one that was killed leaves it behind, and the user's next demo sweeps it.
+DEMO_PREFIX = "rik-demo-"
 DAY_S = 86_400.0
 GIB = 2**30
 

@@ -51,9 +51,11 @@ class SqliteStore:
 
     def __init__(self, path: Path, opened: opening.Opened, journal_revisions: int) -> None:
         self.path = path
+        self.cluster_id = opened.loaded.cluster_id
         self._opened = opened
         self._loaded: Loaded | None = opened.loaded
         self._writer = Writer(opened.writer, opened.loaded.revision, journal_revisions)
+        self.cluster_id = opened.loaded.cluster_id
         self._reading = trio.CapacityLimiter(1)
         self._closed = False
         self._writer.start()

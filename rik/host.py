@@ -1,0 +1,192 @@
+"""The composition root: reads settings, opens the nursery, and wires the roles by links. Only it knows everybody."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+from msgspec.structs import replace
+
+from rik.api.server import Api, ClusterInfo
+from rik.data_directory import DataDirectory
+from rik.environment import Environment, SystemEnvironment
+from rik.errors import StartupError
+from rik.inspection import local_audit, local_doctor, remove_data, sweep_dead_demos
+from rik.link.base import Link
+from rik.link.local import LocalLink, link_pair
+from rik.link.switchboard import Switchboard
+from rik.messages import FromWorker, ToApi, ToScheduler, ToWorker
+from rik.network.publisher import ProxyPublisher
+from rik.runtimes import make_runtimes
+from rik.scheduler.scheduler import Scheduler
+from rik.settings import DEFAULT_LISTEN, DEMO_PREFIX, Settings
+from rik.store.base import Store
+from rik.store.sqlite import SqliteStore
+from rik.worker.node import SystemHost
+from rik.worker.sqlitejournal import SqliteJournal
+from rik.worker.worker import Worker
+
+__all__ = ["local_audit", "local_doctor", "running", "serve"]
+
+log = logging.getLogger(__name__)
+
+# How long `listening on` waits for this host's worker, so that the first `rik run` finds a node.
+WORKER_START_PATIENCE_S = 2.0
+# What the user typed to get here, when it was not `rik` (set by rik.py).
+PROGRAM_VARIABLE = "RIK_PROGRAM"
+
+
+def serve(settings: Settings) -> int:
+    """Runs a host until it is told to stop; returns the exit code. Raises StartupError when it cannot start."""
+    temporary = settings.demo and settings.data_dir == Path()
+    if temporary:
+        settings = replace(settings, data_dir=Path(tempfile.mkdtemp(prefix=DEMO_PREFIX)))
+    try:
+        trio.run(_main, settings, SystemEnvironment(), temporary)
+    except* StartupError as group:
+        raise _first(group) from None
+    return 0
+
+
+def _first(group: BaseExceptionGroup[StartupError]) -> StartupError:
+    inner = group.exceptions[0]
+    return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner
+
+
+async def _main(settings: Settings, environment: Environment, temporary: bool) -> None:
+    data = DataDirectory.open(settings.data_dir)
+    try:
+        async with trio.open_nursery() as nursery:
+            stop = await nursery.start(_stop_on_signal)
+            if temporary:
+                await sweep_dead_demos(environment)
+            async with running(settings, data, environment) as url:
+                _announce(url, settings)
+                await stop.wait()
+            nursery.cancel_scope.cancel()
+    finally:
+        if temporary:
+            with trio.CancelScope(shield=True):
+                await remove_data(settings.data_dir)
+        data.close()
+
+
+async def _stop_on_signal(task_status: trio.TaskStatus[trio.Event] = trio.TASK_STATUS_IGNORED) -> None:
+    """The first SIGINT or SIGTERM asks for an orderly end, the second ends the process at once."""
+    stop = trio.Event()
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        task_status.started(stop)
+        async for number in signals:
+            if stop.is_set():
+                os._exit(128 + number)
+            log.info("stopping: %s", signal.Signals(number).name)
+            stop.set()
+
+
+@asynccontextmanager
+async def running(settings: Settings, data: DataDirectory, environment: Environment) -> AsyncIterator[str]:
+    """Every role that the settings name, wired and ready; yields the API's URL.
+
+    The end has an order: the worker stops its instances if it is to (watchers see it), then the API says goodbye to
+    its clients, then the rest is cancelled. Otherwise instances run on.
+    """
+    switchboard = Switchboard()
+    store = await SqliteStore.open(data.path / "cluster.db", journal_revisions=settings.journal_revisions)
+    async with _closing(store), trio.open_nursery() as nursery:
+        scheduler = Scheduler(environment, store, settings.scheduler, switchboard)
+        await nursery.start(scheduler.run)
+
+        async def connect_api() -> Link[ToScheduler, ToApi]:
+            pair: tuple[LocalLink[ToScheduler, ToApi], LocalLink[ToApi, ToScheduler]] = link_pair()
+            nursery.start_soon(scheduler.serve_api, pair[1])
+            return pair[0]
+
+        async def connect_worker() -> Link[FromWorker, ToWorker]:
+            pair: tuple[LocalLink[FromWorker, ToWorker], LocalLink[ToWorker, FromWorker]] = link_pair()
+            nursery.start_soon(scheduler.serve_node, pair[1])
+            return pair[0]
+
+        worker = None
+        if "worker" in settings.roles:
+            worker = Worker(
+                environment,
+                settings.worker,
+                make_runtimes(
+                    settings.worker.runtime,
+                    environment,
+                    data.path,
+                    data.host_id,
+                    allow_dirs=settings.allow_dirs,
+                    bind_to_process=settings.worker.bind_to_process,
+                    unsafe_plain=settings.worker.unsafe_plain,
+                ),
+                SqliteJournal(data.path / "worker.db", environment),
+                connect_worker,
+                publisher=ProxyPublisher(settings.worker.publish_address),
+                host=SystemHost(data.path),
+                roles=settings.roles,
+                data_dir=data.path,
+                host_id=data.host_id,
+            )
+            nursery.start_soon(worker.run)
+        info = ClusterInfo(id=store.cluster_id, leader=settings.worker.node, store=store.name)
+        api = Api(environment, settings.api, info, store, connect_api, switchboard)
+        api_ended = trio.Event()
+
+        async def run_api(task_status: trio.TaskStatus[str]) -> None:
+            try:
+                await api.run(task_status)
+            finally:
+                api_ended.set()
+
+        url = await nursery.start(run_api)
+        if worker is not None:
+            with trio.move_on_after(WORKER_START_PATIENCE_S):
+                await worker.joined.wait()
+        yield url
+        environment.step("host.stopping")
+        if worker is not None:
+            await worker.shutdown()
+        api.shutdown()
+        await api_ended.wait()
+        environment.step("host.stopped")
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _closing(store: Store) -> AsyncIterator[None]:
+    try:
+        yield
+    finally:
+        with trio.CancelScope(shield=True):
+            await store.aclose()
+
+
+def _announce(url: str, settings: Settings) -> None:
+    """Standard output may have been closed: then nobody wants to know."""
+    lines = [f"listening on {url}"]
+    with contextlib.suppress(OSError, ValueError):
+        if settings.demo or sys.stdout.isatty():
+            lines += _hint(url, settings)
+        print("\n".join(lines), flush=True)
+
+
+def _hint(url: str, settings: Settings) -> list[str]:
+    program = os.environ.get(PROGRAM_VARIABLE, "rik")
+    server = "" if url == f"http://{DEFAULT_LISTEN}" else f" --server {url}"
+    ending = "Ctrl-C ends it, with everything it runs." if settings.worker.stop_instances else ""
+    return [
+        "",
+        "Now, in another terminal:",
+        f"  {program}{server} run examples/hello.json",
+        f"  {program}{server} get instances",
+        *([ending] if ending else []),
+    ]
