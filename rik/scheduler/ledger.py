@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from rik.environment import Environment
-from rik.messages import Answer, Forget, Order, Run, Snapshot, Stop, Welcome
+from rik.messages import Answer, Order, Run, Snapshot, Stop, Welcome
 from rik.model.change import DELETE, INSTANCE, POSTMORTEM, PUT, Change
 from rik.model.instance import Instance, Reason, Status
 from rik.scheduler.lifecycle import Step, assignment
@@ -77,9 +77,6 @@ class Ledger:
 
     def order(self, node_id: str, order: Order) -> None:
         self.batch.orders.append((node_id, order))
-
-    def forget(self, node_id: str, uid: str) -> None:
-        self.order(node_id, Forget(uid))
 
     def snapshot(self) -> Snapshot:
         state = self.state

@@ -108,6 +108,8 @@ def observe(instance: Instance, spec: Spec, report: Report, now: int) -> list[St
         observed = _observations(record, report)
         if report.status != Status.DESTROYING or not record.deleted:
             observed |= {"reason": report.reason, "message": report.message or record.message}
+        if record.step and record.status == Status.CREATING:
+            observed["step"] = record.step  # how far it came is told live; that it was begun is known already
         updated = msgspec.structs.replace(record, **observed)
         if updated != record:
             steps.append(Step(INSTANCE, PUT, msgspec.structs.replace(updated, updated_at=now), record))

@@ -8,7 +8,7 @@ import msgspec
 
 from rik.messages import Forget, Hello, Order, Report, Reports, Stop, Welcome
 from rik.model.change import Event
-from rik.model.instance import Instance, Progress, Status
+from rik.model.instance import Progress, Status
 from rik.model.node import Node, NodeStatus
 from rik.scheduler import lifecycle
 from rik.scheduler.leases import Leases
@@ -122,11 +122,12 @@ class Nodes:
         held: dict[str, Report] = {}
         for report in sorted(hello.inventory, key=lambda report: (report.epoch, report.sequence)):
             held[report.uid] = report
-        # Before `_report` takes in this inventory: what this worker is known to have acknowledged earlier.
-        acknowledged = {instance.uid for instance in self._state.on_node(session.node_id) if instance.uid in self._last}
+        # Before this inventory is taken in: what this worker is known to have acknowledged earlier, by a report then.
+        mine = self._state.on_node(session.node_id)
+        acknowledged = {instance.uid for instance in mine if instance.uid in self._last or instance.step}
         if restored:  # its numbers begin again below those that were seen
-            for uid in acknowledged:
-                del self._last[uid]
+            for instance in mine:
+                self._last.pop(instance.uid, None)
         session.held = set(held)
         acknowledgements: dict[str, int] = {}
         orders: list[Order] = []
@@ -134,12 +135,9 @@ class Nodes:
             if not self._report(session, report):
                 continue
             acknowledgements[report.uid] = report.sequence
-            instance = self._state.instances.get(report.uid)
-            mine = instance is not None and instance.node_id == session.node_id
-            if report.status.final:
-                orders.append(Forget(report.uid))
-            elif instance is None or not mine or instance.status.final:
-                orders.append(_stop(instance if mine else None, report.uid))
+            order = self._reply(session, report)
+            if order is not None:
+                orders.append(order)
         for instance in self._state.on_node(session.node_id):
             if instance.uid not in held:
                 may_start = instance.status == Status.CREATING and not restored and instance.uid not in acknowledged
@@ -163,14 +161,22 @@ class Nodes:
             if not self._report(session, report):
                 continue
             acknowledgements[report.uid] = max(report.sequence, acknowledgements.get(report.uid, 0))
-            instance = self._state.instances.get(report.uid)
-            mine = instance is not None and instance.node_id == session.node_id
-            if report.status.final:
-                self._ledger.forget(session.node_id, report.uid)
-            elif instance is None or not mine or instance.status.final:
-                self._ledger.order(session.node_id, _stop(instance if mine else None, report.uid))
+            order = self._reply(session, report)
+            if order is not None:
+                self._ledger.order(session.node_id, order)
         if acknowledgements:
             self._ledger.batch.acknowledgements.append((session, acknowledgements))
+
+    def _reply(self, session: NodeSession, report: Report) -> Order | None:
+        """What its worker is told upon a report: to forget what is over, to stop what is not wanted."""
+        if report.status.final:
+            return Forget(report.uid)
+        instance = self._state.instances.get(report.uid)
+        if instance is None or instance.node_id != session.node_id:
+            return Stop(report.uid)
+        if not instance.status.final:
+            return None
+        return Stop(report.uid, instance.reason, instance.message if instance.reason else "")
 
     def _report(self, session: NodeSession, report: Report) -> bool:
         """Takes a report over, if it is about an instance of this node and news. False for nonsense, which is not
@@ -261,13 +267,6 @@ class Nodes:
     def _refresh(self, node_id: str) -> None:
         for instance in self._state.on_node(node_id):
             self._ledger.take(lifecycle.come_back(instance, self._ledger.now))
-
-
-def _stop(instance: Instance | None, uid: str) -> Stop:
-    """Why it is not wanted: the reason of its final status here, if that is a failure."""
-    if instance is not None and instance.status == Status.FAILED:
-        return Stop(uid, instance.reason, instance.message)
-    return Stop(uid)
 
 
 def _same(old: Node, new: Node) -> bool:

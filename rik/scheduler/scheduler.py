@@ -12,37 +12,30 @@ from __future__ import annotations
 import logging
 import math
 
-import msgspec
 import trio
 
 from rik.environment import Environment
 from rik.errors import BadRequest, Conflict, NotFound, Refused, StoreUnavailable
-from rik.link.base import Link, LinkClosed
+from rik.link.base import Link
 from rik.link.switchboard import Switchboard
 from rik.messages import (
     Answer,
-    Committed,
     FromWorker,
-    Heartbeat,
     Hello,
-    LiveNode,
-    LiveProgress,
-    ProgressReport,
     Reports,
     Request,
     ToApi,
     ToScheduler,
     ToWorker,
 )
-from rik.model.instance import Instance, Progress, Status
-from rik.model.node import NodeStatus
 from rik.scheduler import lifecycle
 from rik.scheduler.commands import Commands
 from rik.scheduler.leases import Leases
 from rik.scheduler.ledger import Batch, Ledger
 from rik.scheduler.nodes import Nodes
 from rik.scheduler.pending import MESSAGE_INTERVAL_S, Placer
-from rik.scheduler.sessions import ApiSession, NodeSession, uid_of
+from rik.scheduler.reception import Arrived, Asked, Item, Reception, Said, Tick
+from rik.scheduler.sessions import NodeSession
 from rik.scheduler.state import State
 from rik.settings import SchedulerSettings
 from rik.store.base import Store
@@ -66,29 +59,6 @@ _KINDS: tuple[tuple[type[Refused], str], ...] = (
 )
 
 
-class _Tick:
-    """Time has passed."""
-
-
-class _Arrived(msgspec.Struct, frozen=True):
-    """An api has connected."""
-
-    session: ApiSession
-
-
-class _Asked(msgspec.Struct, frozen=True):
-    session: ApiSession
-    request: Request
-
-
-class _Said(msgspec.Struct, frozen=True):
-    session: NodeSession
-    message: FromWorker
-
-
-_Item = _Tick | _Arrived | _Asked | _Said
-
-
 class Scheduler:
     """The only writer of cluster state. `run` first; `serve_api` and `serve_node` once for every link."""
 
@@ -98,13 +68,9 @@ class Scheduler:
         self._environment = environment
         self._store = store
         self._settings = settings
-        self._switchboard = switchboard
-        self._send, self._inbox = trio.open_memory_channel[_Item](INBOX_MESSAGES)
-        self._apis: dict[ApiSession, None] = {}
-        self._sessions: dict[str, NodeSession] = {}
+        self._send, self._inbox = trio.open_memory_channel[Item](INBOX_MESSAGES)
         self._leases = Leases(settings.lease_s, settings.lost_after_s)
-        self._live: dict[str, LiveNode] = {}
-        self._progress: dict[str, Progress] = {}
+        self._reception = Reception(environment, self._send, self._leases, switchboard)
         self._work = trio.Event()
         self._room = trio.Event()
         self._sound = False
@@ -132,78 +98,12 @@ class Scheduler:
 
     async def serve_api(self, link: Link[ToApi, ToScheduler]) -> None:
         """Until the link ends: a snapshot, every change from there on, and answers."""
-        session = ApiSession(link)
-        try:
-            await self._send.send(_Arrived(session))
-            while True:
-                await self._send.send(_Asked(session, await link.receive()))
-        except (LinkClosed, trio.BrokenResourceError):
-            pass
-        finally:
-            session.close()
-            self._apis.pop(session, None)
+        await self._reception.serve_api(link)
 
     async def serve_node(self, link: Link[ToWorker, FromWorker]) -> None:
         """Until the link ends: welcomes the node and keeps in step with it. The end of a link is not yet the end of
         the node's lease."""
-        session = NodeSession(link)
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._write_to_node, session, nursery.cancel_scope)
-                await self._listen_to_node(session)
-                nursery.cancel_scope.cancel()
-        finally:
-            session.close()
-            if self._sessions.get(session.node_id) is session:
-                del self._sessions[session.node_id]
-            self._switchboard.detach(session.node_id, link)
-
-    async def _write_to_node(self, session: NodeSession, ends: trio.CancelScope) -> None:
-        try:
-            await session.write()
-        except LinkClosed:
-            ends.cancel()
-
-    async def _listen_to_node(self, session: NodeSession) -> None:
-        try:
-            while True:
-                message = await session.link.receive()
-                if isinstance(message, Hello):
-                    await self._send.send(_Said(session, message))
-                elif not session.node_id:
-                    session.reject("a worker must say hello first")
-                else:
-                    self._leases.hear(session.node_id, trio.current_time())
-                    if isinstance(message, ProgressReport):
-                        self._relay_progress(session, message)
-                    elif isinstance(message, Heartbeat):
-                        self._relay_heartbeat(session, message)
-                    # What is only live costs no commit, unless its node was given up on.
-                    if isinstance(message, Reports) or self._is_given_up(session.node_id):
-                        await self._send.send(_Said(session, message))
-        except (LinkClosed, trio.BrokenResourceError):
-            pass
-
-    def _is_given_up(self, node_id: str) -> bool:
-        node = self._ledger.state.nodes.get(node_id)
-        return node is not None and node.status == NodeStatus.NOT_READY
-
-    # --- what is told without a revision ---
-
-    def _relay_progress(self, session: NodeSession, report: ProgressReport) -> None:
-        for uid, progress in report.progress.items():
-            instance = self._ledger.state.instances.get(uid)
-            if instance is None or instance.node_id != session.node_id or instance.status != Status.CREATING:
-                continue
-            self._progress[uid] = progress
-            for api in self._apis:
-                api.tell_live(LiveProgress(uid, progress))
-
-    def _relay_heartbeat(self, session: NodeSession, heartbeat: Heartbeat) -> None:
-        live = LiveNode(session.node_id, self._environment.now(), heartbeat.metrics)
-        self._live[session.node_id] = live
-        for api in self._apis:
-            api.tell_live(live)
+        await self._reception.serve_node(link)
 
     # --- deciding ---
 
@@ -212,7 +112,7 @@ class Scheduler:
             if self._may_place():
                 await trio.lowlevel.checkpoint()
                 try:
-                    item: _Item | None = self._inbox.receive_nowait()
+                    item: Item | None = self._inbox.receive_nowait()
                 except trio.WouldBlock:
                     item = None
             else:
@@ -228,9 +128,9 @@ class Scheduler:
             except Exception as error:
                 # A bug: what was decided so far cannot be trusted, what is stored can.
                 log.exception("the scheduler could not handle %s; it starts over from the store", type(item).__name__)
-                if isinstance(item, _Asked):
+                if isinstance(item, Asked):
                     item.session.answer(_unavailable(item.request, f"an internal error: {error!r}"))
-                elif isinstance(item, _Said):
+                elif isinstance(item, Said):
                     item.session.close()
                 self._sound = False
             self._work.set()
@@ -242,17 +142,17 @@ class Scheduler:
         wanted = self._placer.busy or self._ledger.room_appeared
         return wanted and self._sound and trio.current_time() >= self._quiet_until
 
-    def _handle(self, item: _Item) -> None:
+    def _handle(self, item: Item) -> None:
         match item:
-            case _Tick():
+            case Tick():
                 self._pass_time()
-            case _Arrived(session=session):
-                self._apis[session] = None
+            case Arrived(session=session):
+                self._reception.apis[session] = None
                 self._ledger.batch.newcomers.append((session, self._ledger.snapshot()))
-            case _Asked(session=session, request=request):
+            case Asked(session=session, request=request):
                 self._environment.step("scheduler.command")
                 self._ledger.batch.answers.append((session, self._run(request)))
-            case _Said(session=session, message=message) if not session.closed:
+            case Said(session=session, message=message) if not session.closed:
                 self._hear(session, message)
 
     def _hear(self, session: NodeSession, message: FromWorker) -> None:
@@ -260,6 +160,8 @@ class Scheduler:
         if isinstance(message, Hello):
             self._nodes.greet(session, message, trio.current_time())
             return
+        if not session.node_id:
+            return  # its hello was not taken in: it will be told so
         self._nodes.heard(session.node_id)
         if isinstance(message, Reports):
             self._environment.step("scheduler.report")
@@ -295,12 +197,12 @@ class Scheduler:
         for uid in gone:
             self._ledger.take(lifecycle.remove(state.instances[uid]))
 
-    async def _turn_away(self, item: _Item | None) -> None:
+    async def _turn_away(self, item: Item | None) -> None:
         """There is no state to decide upon just now."""
         match item:
-            case _Asked(session=session, request=request):
+            case Asked(session=session, request=request):
                 session.answer(_unavailable(request, "the store does not answer"))
-            case _Arrived() | _Said():
+            case Arrived() | Said():
                 item.session.close()
             case _:
                 await trio.sleep(self._settings.tick_s / 10)
@@ -314,7 +216,7 @@ class Scheduler:
                 # The process itself stood still (a suspended machine, a blocked loop): nobody else is to blame.
                 self._leases.forgive(now - last)
             last = now
-            await self._send.send(_Tick())
+            await self._send.send(Tick())
 
     async def _purge_postmortems(self) -> None:
         settings = self._settings
@@ -347,7 +249,8 @@ class Scheduler:
                 log.exception("a batch was refused by the store as senseless")
                 await self._start_over(batch, f"an internal error: {error!r}")
             else:
-                self._emit(batch)
+                for uid in self._reception.tell(batch):
+                    self._nodes.never_reached(uid)
             finally:
                 self._committing = None
                 self._room.set()
@@ -364,42 +267,6 @@ class Scheduler:
             raise StoreUnavailable(
                 f"the store went on to revision {last}, not {batch.changes[-1].revision}: somebody else writes to it"
             )
-
-    def _emit(self, batch: Batch) -> None:
-        """Everything that may now be known; never waits."""
-        committed = Committed(tuple(batch.changes))
-        for api in list(self._apis):
-            api.tell(committed)
-        for api, snapshot in batch.newcomers:
-            api.begin(snapshot)
-            api.tell(committed)
-            for live in self._live.values():
-                api.tell_live(live)
-            for uid, progress in self._progress.items():
-                api.tell_live(LiveProgress(uid, progress))
-        for change in batch.changes:
-            if isinstance(change.value, Instance) and change.value.status != Status.CREATING:
-                self._progress.pop(change.key, None)
-        if batch.changes:
-            self._environment.step("scheduler.announced")
-        for api, answer in batch.answers:
-            api.answer(answer)
-            self._environment.step("scheduler.answered")
-        for session, message in batch.rejections:
-            session.reject(message)
-        for session, welcome in batch.welcomes:
-            session.welcome(welcome)
-            self._switchboard.attach(session.node_id, session.link)
-        for session, sequences in batch.acknowledgements:
-            session.acknowledge(sequences)
-            self._environment.step("scheduler.acknowledged")
-        for node_id, order in batch.orders:
-            node = self._sessions.get(node_id)
-            if node is None or not node.welcomed:
-                continue  # its welcome will hold what is then to be done
-            if not node.order(order):
-                self._nodes.never_reached(uid_of(order))
-            self._environment.step("scheduler.ordered")
 
     async def _start_over(self, failed: Batch | None, cause: str) -> None:
         """Voids everything decided since the last durable batch."""
@@ -419,7 +286,7 @@ class Scheduler:
                 await trio.sleep(STORE_RETRY_S)
         self._sound = True
         snapshot = self._ledger.snapshot()
-        for api in list(self._apis):
+        for api in list(self._reception.apis):
             api.begin(snapshot)
 
     def _void(self, batch: Batch, cause: str) -> None:
@@ -433,9 +300,10 @@ class Scheduler:
         loaded = await self._store.load()
         state = State(loaded, settings.creating_margin_s, settings.destroying_margin_s)
         self._ledger = Ledger(self._environment, state)
+        self._reception.state = state
         self._placer = Placer(self._ledger, settings.placement)
         self._commands = Commands(self._ledger, self._placer)
-        self._nodes = Nodes(self._ledger, self._sessions, self._leases, self._progress)
+        self._nodes = Nodes(self._ledger, self._reception.sessions, self._leases, self._reception.progress)
 
 
 def _unavailable(request: Request, cause: str) -> Answer:

@@ -93,14 +93,15 @@ class ApiSession:
 class NodeSession:
     """A worker's link: what it is to be told waits in a mailbox, latest wins, until `write` takes it.
 
-    `node_id` is known from its hello on; `welcomed` once the welcome is on its way. `held` are the instances that the
-    worker has, or may have, heard of.
+    `greeted` once a hello was received, `node_id` is known once it was taken in, `welcomed` once the welcome is on its
+    way. `held` are the instances that the worker has, or may have, heard of.
     """
 
     def __init__(self, link: Link[ToWorker, FromWorker]) -> None:
         self.link = link
         self.node_id = ""
         self.epoch = 0
+        self.greeted = False
         self.welcomed = False
         self.closed = False
         self.held: set[str] = set()

@@ -33,7 +33,7 @@ class MemoryStore:
         new_cluster_id: str = "",
         commit_s: float = 0.0,
     ) -> None:
-        self._cluster_id = new_cluster_id or secrets.token_hex(16)
+        self.cluster_id = new_cluster_id or secrets.token_hex(16)
         self._commit_s = commit_s
         self._refusal = ""
         self._revision = 0
@@ -49,7 +49,7 @@ class MemoryStore:
         await trio.lowlevel.checkpoint()
         objects = sorted(self._objects.values(), key=lambda value: value.revision)
         return Loaded(
-            cluster_id=self._cluster_id,
+            cluster_id=self.cluster_id,
             revision=self._revision,
             workloads=tuple(value for value in objects if isinstance(value, Workload)),
             instances=tuple(value for value in objects if isinstance(value, Instance)),

@@ -210,7 +210,7 @@ class ScriptedWorker:
         *,
         journal: str = "",
         epoch: int = 1,
-        capacity: Resources = Resources(),
+        capacity: Resources | None = None,
         kinds: tuple[str, ...] = ("Pod",),
         labels: dict[str, str] | None = None,
         no_function: str = "",
@@ -227,7 +227,7 @@ class ScriptedWorker:
             roles=("worker",),
             labels=labels or {},
             capabilities=tuple(capabilities),
-            capacity=capacity,
+            capacity=capacity or Resources(),
             version="0.1.0",
             boot_id="boot-1",
         )
