@@ -64,13 +64,13 @@ class Site:
         self.boot_id = "boot-1"
         self.scheduler = SchedulerEnd()
         self.worker: Worker
-        self._runtimes = runtimes
+        self.runtimes = runtimes
         self._worker = worker
 
     @asynccontextmanager
     async def running(self, *, welcome: bool = True) -> AsyncIterator[Worker]:
         """A worker over what is there; at the end it is killed, as far as a task can be."""
-        runtimes = self._runtimes or [FakeRuntime(self.environment, self.machine)]
+        runtimes = self.runtimes or [FakeRuntime(self.environment, self.machine)]
         self.worker = Worker(
             self.environment,
             self.settings,
@@ -81,12 +81,13 @@ class Site:
             host=PretendedHost(self.boot_id),
             **self._worker,
         )
+        seen = len(self.scheduler.hellos)
         async with trio.open_nursery() as nursery:
             self.scheduler.nursery = nursery
             await nursery.start(self.worker.run)
             if welcome:
-                await self.scheduler.hello()
-                await self.scheduler.welcome()
+                await self.scheduler.hello(seen)
+                await self.scheduler.welcome(*(Run(assignment) for assignment in self.scheduler.ordered))
             yield self.worker
             nursery.cancel_scope.cancel()
 
@@ -113,6 +114,7 @@ class SchedulerEnd:
         self.nursery: trio.Nursery
         self.acknowledges = True
         self.refuses: Exception | None = None
+        self.ordered: list[Assignment] = []
         self.hellos: list[Hello] = []
         self.reports: list[Report] = []
         self.latest: dict[str, Report] = {}
@@ -156,11 +158,10 @@ class SchedulerEnd:
             case Heartbeat():
                 self.heartbeats.append(message)
 
-    async def hello(self, number: int = -1) -> Hello:
-        """The latest hello, waited for; or the one of that number."""
-        wanted = number + 1 if number >= 0 else 1
+    async def hello(self, number: int = 0) -> Hello:
+        """The hello of that number, counted from 0, waited for."""
         with trio.fail_after(1_000):
-            while len(self.hellos) < wanted:
+            while len(self.hellos) <= number:
                 await self._news.wait()
         return self.hellos[number]
 
@@ -171,6 +172,7 @@ class SchedulerEnd:
         await self.link.send(Orders(orders))
 
     async def run(self, assignment: Assignment) -> None:
+        self.ordered.append(assignment)
         await self.order(Run(assignment))
 
     async def stop(self, uid: str, reason: str = "", message: str = "") -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from itertools import pairwise
 
 import pytest
 import trio
@@ -182,7 +183,7 @@ async def test_progress_is_told_at_most_twice_a_second(autojump_clock: MockClock
         pulls = [(at, p.done) for at, _, p in site.scheduler.progress if p.step == "pull"]
         assert 15 <= len(pulls) <= 22
         assert pulls == sorted(pulls)
-        assert min(b[0] - a[0] for a, b in zip(pulls, pulls[1:], strict=False)) >= 0.49
+        assert min(b[0] - a[0] for a, b in pairwise(pulls)) >= 0.49
 
 
 async def test_creations_wait_for_their_turn(autojump_clock: MockClock) -> None:
