@@ -1,10 +1,11 @@
 """The life of a pod init, from its first descriptor to its last record.
 
-    python -I -S -c "…; main(ARGUMENTS)" POD_DIRECTORY LOCK_FD DEATH_FD
+    python -I -S -c "…; main(ARGUMENTS)" POD_DIRECTORY LOCK_FD LISTENER_FD DEATH_FD
 
-``LOCK_FD`` is an open file with a lock (flock) taken by RIK before the process was made: while it is held the pod is
-supervised. ``DEATH_FD`` (-1: none) is the read end of a pipe; its hang-up ends the pod at once, and nothing is left
-of it. What the pod is, is in POD_DIRECTORY/pod.json (see `rik.runtime.process.layout`).
+``LOCK_FD`` is an open file with a lock (flock) that RIK took before this process was made: while it is held the pod is
+supervised. ``LISTENER_FD`` is the control socket, listening. ``DEATH_FD`` (-1: none) is the read end of a pipe; when it
+hangs up the pod ends at once, and nothing is left of it. What the pod is, is in POD_DIRECTORY/pod.json
+(`rik.runtime.process.layout` says what else is there).
 """
 
 from __future__ import annotations
@@ -31,14 +32,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-BACKLOG = 64
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 def main(arguments: list[str]) -> None:
     """Returns when nothing of the pod runs any more and its records are durable."""
-    directory, death_fd = arguments[0], int(arguments[2])
-    for fd in (int(arguments[1]), death_fd):
+    directory, lock_fd, listener_fd, death_fd = arguments[0], *(int(fd) for fd in arguments[1:4])
+    for fd in (lock_fd, listener_fd, death_fd):
         if fd >= 0:
             os.set_inheritable(fd, False)
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGPIPE):
@@ -47,14 +47,14 @@ def main(arguments: list[str]) -> None:
     pod_fd = os.open(directory, _DIRECTORY)
     status_fd = os.open("status", _DIRECTORY, dir_fd=pod_fd)
     try:
-        _supervise(directory, pod_fd, os.dup(status_fd), death_fd)
+        _supervise(directory, pod_fd, os.dup(status_fd), listener_fd, death_fd)
     except namespaces.Refused as error:
         own_status_record(status_fd, str(error))
     except OSError as error:
         own_status_record(status_fd, f"the pod cannot be made: {error.filename or ''}: {error.strerror}")
 
 
-def _supervise(directory: str, pod_fd: int, status_fd: int, death_fd: int) -> None:
+def _supervise(directory: str, pod_fd: int, status_fd: int, listener_fd: int, death_fd: int) -> None:
     with open(os.open("pod.json", os.O_RDONLY | os.O_CLOEXEC, dir_fd=pod_fd), encoding="utf-8") as file:
         spec = json.load(file)
     syscalls.set_process_name("rik-pod")
@@ -65,7 +65,7 @@ def _supervise(directory: str, pod_fd: int, status_fd: int, death_fd: int) -> No
     held = _hold(spec, box_fd)
     if isolated:
         _give([log_fd, status_fd, box_fd, *(item.directory for item in held.values())], spec)
-    listener = _listen(str(spec["socket"]))
+    listener = socket.socket(fileno=listener_fd)
     identity = ProcessIdentity.own()
     record = {"v": PROTOCOL, "pid": identity.pid, "start_ticks": identity.start_ticks, "boot_id": boot_id()}
     write_record(pod_fd, INIT_RECORD, record, durable=False)
@@ -119,17 +119,6 @@ def _give(descriptors: list[int], spec: dict[str, Any]) -> None:
     for container in spec["containers"]:
         for part in (rootfs.STAGE, rootfs.UPPER, rootfs.WORK):
             os.chown(f"{container['name']}/{part}", uid, gid, dir_fd=descriptors[2])
-
-
-def _listen(path: str) -> socket.socket:
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        pass
-    listener.bind(path)
-    listener.listen(BACKLOG)
-    return listener
 
 
 def _hung_up(pod: Pod, death_fd: int, events: int) -> None:

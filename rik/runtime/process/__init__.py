@@ -1,0 +1,12 @@
+"""The process runtime: pods of namespaces, with nothing but Linux and Python.
+
+``podinit/`` is the supervisor of one pod, a process of its own; everything else here is RIK's side of it:
+
+``layout``     where things are, named by the uid          ``launch``     making the supervisor
+``spec``       what a pod is, as the supervisor reads it   ``channel``    talking with it
+``states``     what it says, in RIK's words                ``terminals``  exec and attach
+``runtime``    the verbs                                   ``usage``      what a container uses
+``inventory``  what is on the host, whoever knows of it    ``demolition`` killing and removing what is left
+
+This module imports nothing: pod supervisors start from it.
+"""

@@ -1,0 +1,42 @@
+"""Whether pods can be run on this host, found by running one."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING
+
+import trio
+
+from rik.errors import InstanceFailure
+from rik.messages import Assignment
+from rik.runtime.base import Pod
+
+if TYPE_CHECKING:
+    from rik.runtime.process.runtime import ProcessRuntime
+
+PREFIX = "probe-"
+DEADLINE_S = 20.0
+
+
+async def try_for_real(runtime: ProcessRuntime) -> str:
+    """Runs `true` on the image `host`; returns "" when that went well, else what went wrong. Leaves nothing."""
+    spec = {"containers": [{"name": "probe", "image": "host", "command": ["true"]}]}
+    uid = PREFIX + secrets.token_hex(5)
+    pod = Pod.of(Assignment(uid, "probe", "", "", "Pod", spec, 0, ""))
+    problem = f"a pod that only runs `true` did not end within {DEADLINE_S:g} s"
+    try:
+        with trio.move_on_after(DEADLINE_S):
+            await runtime.prepare(pod, lambda progress: None)
+            await runtime.start(pod)
+            observed = await runtime.wait(uid, lambda observed: None)
+            problem = observed.failure.message if observed.failure is not None else ""
+    except InstanceFailure as failure:
+        problem = str(failure)
+    finally:
+        with trio.CancelScope(shield=True), trio.move_on_after(DEADLINE_S):
+            try:
+                await runtime.remove(uid)
+                await trio.to_thread.run_sync(runtime.layout.forget_logs, uid)
+            except InstanceFailure as failure:
+                problem = problem or str(failure)
+    return problem

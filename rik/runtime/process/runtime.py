@@ -1,0 +1,406 @@
+"""The process runtime's verbs. What they do to the world, they do in steps after each of which a kill leaves something
+that the next start recognises: a directory, cgroup, socket or process whose name carries the uid.
+
+prepare: directory, logs, layers of images, cgroups, pod.json. start: socket, lock, supervisor; from then on the
+supervisor does the rest, whether RIK lives or not. remove: supervisor, strays, cgroups, socket, directory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from rik.environment import Environment
+from rik.errors import InstanceFailure
+from rik.images.reference import HostReference, parse_reference
+from rik.images.store import Image, ImageStore
+from rik.link.base import Stream
+from rik.linux.cgroups import CONTROLLERS, Cgroups
+from rik.linux.idmap import IdMap, Unavailable
+from rik.messages import Attach, Exec, ReadLogs
+from rik.model.instance import LogLine, Progress, Reason
+from rik.model.node import Capability, HostResource
+from rik.model.workload import POD
+from rik.runtime import logfiles
+from rik.runtime.base import ContainerStats, Observed, Pod, ReportProgress
+from rik.runtime.process import demolition, inventory, launch, states, terminals, usage
+from rik.runtime.process.channel import Channel, Gone, Refusal, request
+from rik.runtime.process.layout import Layout, is_supervised, take_lock
+from rik.runtime.process.probe import try_for_real
+from rik.runtime.process.spec import enforced, pod_spec
+
+# How long after the grace something may take to die before it is named.
+DESTROY_S = 30.0
+# A supervisor that does not answer a connection for so long is stuck.
+ANSWER_S = 10.0
+_PAUSE_S = 0.005
+_ABSENT = Observed("absent")
+
+
+class ProcessRuntime:
+    """`idmap` is what `rik.linux.idmap.detect()` found. With `bind_to_process` pods die with this process, and leave
+    nothing (the demo); otherwise they outlive it. `unsafe_plain` runs them without namespaces where there are none."""
+
+    name = "process"
+
+    def __init__(
+        self,
+        environment: Environment,
+        layout: Layout,
+        images: ImageStore,
+        idmap: IdMap | Unavailable,
+        *,
+        unsafe_plain: bool = False,
+        bind_to_process: bool = False,
+    ) -> None:
+        self.layout = layout
+        self._environment = environment
+        self._images = images
+        self._idmap = idmap
+        self._unsafe_plain = unsafe_plain
+        self._bind_to_process = bind_to_process
+        self._cgroups = Cgroups(layout.host_id, {}, {})
+        self._death_fd = -1
+        self._nursery: trio.Nursery | None = None
+        self._tokens: dict[str, str] = {}
+
+    def open(self) -> AbstractAsyncContextManager[None]:
+        return self._open()
+
+    @asynccontextmanager
+    async def _open(self) -> AsyncIterator[None]:
+        await trio.to_thread.run_sync(self.layout.make)
+        self._cgroups = await trio.to_thread.run_sync(Cgroups.find, self.layout.host_id)
+        read_end = write_end = -1
+        if self._bind_to_process:
+            read_end, write_end = os.pipe()  # its hang-up, when this process ends, is the end of all pods
+            self._death_fd = read_end
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                yield
+                nursery.cancel_scope.cancel()
+        finally:
+            self._nursery = None
+            self._death_fd = -1
+            for fd in (read_end, write_end):
+                if fd >= 0:
+                    os.close(fd)
+            await trio.to_thread.run_sync(self._cgroups.close)
+
+    async def probe(self) -> Capability:
+        limits: dict[str, bool | str] = {name: self._cgroups.reasons.get(name, True) for name in CONTROLLERS}
+        if isinstance(self._idmap, Unavailable) and not self._unsafe_plain:
+            limits["network"] = self._idmap.reason
+            return Capability(self.name, False, f"{self._idmap.reason} ({self._idmap.next_step})", (POD,), limits)
+        problem = await try_for_real(self)
+        limits["network"] = True if isinstance(self._idmap, IdMap) else "pods run plainly, in the host's network"
+        if problem:
+            return Capability(self.name, False, problem, (POD,), limits)
+        return Capability(self.name, True, self._how(), (POD,), limits)
+
+    def _how(self) -> str:
+        if isinstance(self._idmap, Unavailable):
+            return f"plainly, without namespaces (--unsafe-plain): {self._idmap.reason}"
+        return f"user namespaces ({self._idmap.mode})" + (f"; {self._idmap.note}" if self._idmap.note else "")
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+
+    async def prepare(self, pod: Pod, report: ReportProgress) -> None:
+        uid, step = pod.uid, self._environment.step
+        if is_supervised(self.layout.pod(uid)) is not None:
+            return  # it was started already
+        if isinstance(self._idmap, Unavailable) and not self._unsafe_plain:
+            raise InstanceFailure(Reason.CREATE_FAILED, self._idmap.reason, next_step=self._idmap.next_step)
+        idmap = self._idmap if isinstance(self._idmap, IdMap) else None
+        await trio.to_thread.run_sync(self._make_directories, uid)
+        step("process.prepare.directory")
+        images = await self._ensure_images(pod, report, plain=idmap is None)
+        step("process.prepare.images")
+        wanted, names = pod.spec.resources, [container.name for container in pod.spec.containers]
+        unlimited = await trio.to_thread.run_sync(
+            self._cgroups.create, uid, names, wanted.cpu_millis, wanted.memory_bytes, wanted.pids
+        )
+        step("process.prepare.cgroups")
+        found = pod_spec(pod, self.layout, images, self._cgroups, idmap, enforced(pod, unlimited, idmap))
+        await trio.to_thread.run_sync(_write_spec, self.layout.pod(uid), found)
+        step("process.prepare.spec")
+
+    async def start(self, pod: Pod) -> Observed:
+        uid, directory = pod.uid, self.layout.pod(pod.uid)
+        lock_fd = await self._take_lock(directory)
+        if lock_fd is not None:
+            try:
+                if states.supervisor(directory) is None and states.final_record(directory) is None:
+                    await self._launch(uid, directory, lock_fd)
+            finally:
+                os.close(lock_fd)
+        self._environment.step("process.start.launched")
+        state = await self._follow(uid, lambda state: None, lambda state: state["phase"] != "starting")
+        failure = states.start_failure(state) if state is not None else states.lost(directory).failure
+        if state is not None and failure is not None and state["phase"] != "ended":
+            state = await self._follow(uid, lambda state: None, _is_over)
+        if state is None:
+            await self._clear_away(uid)
+        if failure is not None:
+            raise InstanceFailure(failure.reason, failure.message, container=failure.container)
+        assert state is not None, "a supervisor that is lost is a failure"
+        return self._observed(uid, state)
+
+    async def observe(self, uid: str) -> Observed:
+        directory = self.layout.pod(uid)
+        if is_supervised(directory):
+            state = await self._follow(uid, lambda state: None, lambda state: True)
+            if state is not None:
+                return self._observed(uid, state)
+        state = states.final_record(directory)
+        if state is not None:
+            return self._observed(uid, state)
+        if states.supervisor(directory) is None:
+            return _ABSENT  # nothing of it was ever executed
+        await self._clear_away(uid)
+        return states.lost(directory)
+
+    async def wait(self, uid: str, changed: Callable[[Observed], None]) -> Observed:
+        directory = self.layout.pod(uid)
+        last: Observed | None = None
+
+        def tell(state: dict[str, Any]) -> None:
+            nonlocal last
+            observed = self._observed(uid, state)
+            if last is not None and observed != last and observed.phase != "ended":
+                changed(observed)
+            last = observed
+
+        await self._follow(uid, tell, _is_over)
+        await self._until_unsupervised(directory)
+        return await self.observe(uid)
+
+    async def stop(self, uid: str, grace_s: float) -> None:
+        directory = self.layout.pod(uid)
+        if not is_supervised(directory):
+            await self._clear_away(uid)
+            return
+        with trio.move_on_after(grace_s + DESTROY_S):
+            try:
+                async with self._ask(uid, "stop", grace_s=grace_s) as channel:
+                    with trio.move_on_after(ANSWER_S):
+                        await channel.message()
+                await self._follow(uid, lambda state: None, _is_over)
+            except (Gone, Refusal):
+                await demolition.kill_supervisor(self.layout, uid)
+            await self._until_unsupervised(directory)
+            return
+        raise InstanceFailure(Reason.DESTROY_FAILED, await self._survivors(uid, grace_s))
+
+    async def remove(self, uid: str) -> None:
+        step = self._environment.step
+        if not os.path.lexists(self.layout.pod(uid)) and not self._cgroups.directories(uid):
+            self.layout.socket(uid).unlink(missing_ok=True)
+            self._tokens.pop(uid, None)
+            return
+        await self._clear_away(uid)
+        step("process.remove.processes")
+        await demolition.remove_cgroups(uid, self._cgroups)
+        step("process.remove.cgroups")
+        await demolition.remove_files(self.layout, uid, self._images)
+        self._tokens.pop(uid, None)
+        step("process.remove.files")
+
+    # --- looking in ---------------------------------------------------------------------------------------------------
+
+    async def logs(self, query: ReadLogs) -> AsyncIterator[list[LogLine]]:
+        directory = self.layout.pod(query.uid)
+
+        def ended() -> bool:
+            return not is_supervised(directory)
+
+        async for batch in logfiles.read_logs(self.layout.log_directory(query.uid), query, ended):
+            yield batch
+
+    async def exec(self, request: Exec, stream: Stream) -> None:
+        try:
+            async with self._ask(request.uid, "exec", **terminals.exec_request(request)) as channel:
+                await terminals.serve_exec(channel, request, stream)
+        except Gone:
+            raise InstanceFailure(Reason.CREATE_FAILED, "the instance is not running") from None
+
+    async def attach(self, request: Attach, stream: Stream) -> None:
+        try:
+            async with self._ask(request.uid, "attach", container=request.container) as channel:
+                await terminals.serve_attach(channel, stream)
+        except Gone:
+            raise InstanceFailure(Reason.CREATE_FAILED, "the instance is not running") from None
+
+    async def stats(self, uid: str) -> list[ContainerStats]:
+        directory = self.layout.pod(uid)
+        state = None
+        if is_supervised(directory):
+            state = await self._follow(uid, lambda state: None, lambda state: True)
+        spec = states.read_json(directory / "pod.json")
+        if state is None or spec is None:
+            return []
+        own_network = spec["mode"] != "plain" and not spec["host_network"]
+        pids = {item["name"]: int(item["pid"]) for item in state["containers"] if item["state"] == "running"}
+        return await trio.to_thread.run_sync(
+            lambda: usage.container_stats(uid, pids, self._cgroups, own_network=own_network)
+        )
+
+    async def connect(self, uid: str, port: int) -> trio.SocketStream:
+        problem: OSError | None = None
+        for family, address in ((4, "127.0.0.1"), (6, "::1")):
+            sock = await self._socket(uid, "tcp", family)
+            try:
+                await sock.connect((address, port))
+            except OSError as error:
+                sock.close()
+                problem = problem or error
+            except BaseException:
+                sock.close()
+                raise
+            else:
+                return trio.SocketStream(sock)
+        assert problem is not None
+        raise problem
+
+    async def datagrams(self, uid: str, port: int) -> trio.socket.SocketType:
+        sock = await self._socket(uid, "udp", 4)
+        try:
+            await sock.connect(("127.0.0.1", port))
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    async def inventory(self) -> list[HostResource]:
+        return await trio.to_thread.run_sync(inventory.look, self.layout, self._cgroups)
+
+    async def sweep(self, owned: frozenset[str]) -> list[HostResource]:
+        strangers = [item for item in await self.inventory() if item.owner not in owned and item.owner != "rik"]
+        for uid in {item.owner for item in strangers if item.owner}:
+            await self.remove(uid)
+            await demolition.kill_strays(self.layout, uid, self._cgroups)
+        await trio.to_thread.run_sync(demolition.unmount_all, strangers)
+        return strangers
+
+    # --- the supervisor -----------------------------------------------------------------------------------------------
+
+    def _make_directories(self, uid: str) -> None:
+        pod = self.layout.pod(uid)
+        for path in (pod, pod / "status", pod / "box", self.layout.log_directory(uid)):
+            path.mkdir(mode=0o700, exist_ok=True)
+
+    async def _ensure_images(self, pod: Pod, report: ReportProgress, *, plain: bool) -> dict[str, Image]:
+        images: dict[str, Image] = {}
+
+        def progress(step: str, done: int, total: int, unit: str) -> None:
+            report(Progress(step, done, total, unit))
+
+        for container in pod.spec.containers:
+            reference = parse_reference(container.image)
+            if isinstance(reference, HostReference):
+                continue
+            if plain:
+                message = f"image {container.image} needs namespaces; without them only the image `host` runs"
+                raise InstanceFailure(Reason.CREATE_FAILED, message, container=container.name)
+            images[container.name] = await self._images.ensure(reference, progress)
+        report(Progress("disk"))
+        return images
+
+    async def _take_lock(self, directory: Path) -> int | None:
+        """The lock of a pod without supervisor; None when it has one. A mere look at the lock holds it for a moment."""
+        for _ in range(3):
+            try:
+                fd = take_lock(directory)
+            except FileNotFoundError:
+                raise InstanceFailure(Reason.CREATE_FAILED, "it is not prepared") from None
+            if fd is not None or states.supervisor(directory) is not None:
+                return fd
+            await trio.sleep(_PAUSE_S)
+        return None
+
+    async def _launch(self, uid: str, directory: Path, lock_fd: int) -> None:
+        if self._nursery is None:
+            raise RuntimeError("the runtime is not open")
+        self._environment.step("process.start.locked")
+        listener: socket.socket = await trio.to_thread.run_sync(launch.listen, self.layout.socket(uid))
+        with listener:
+            self._environment.step("process.start.listening")
+            pid = await trio.to_thread.run_sync(launch.spawn, directory, lock_fd, listener.fileno(), self._death_fd)
+        self._nursery.start_soon(launch.reap, pid)
+
+    @asynccontextmanager
+    async def _ask(self, uid: str, op: str, **arguments: Any) -> AsyncIterator[Channel]:
+        """Raises Gone when there is no supervisor."""
+        token = self._tokens.get(uid)
+        if token is None:
+            spec = states.read_json(self.layout.pod(uid) / "pod.json")
+            if spec is None:
+                raise Gone("there is no such pod")
+            token = self._tokens[uid] = str(spec["token"])
+        async with request(self.layout.socket(uid), token, op, **arguments) as channel:
+            yield channel
+
+    async def _follow(
+        self, uid: str, tell: Callable[[dict[str, Any]], None], enough: Callable[[dict[str, Any]], bool]
+    ) -> dict[str, Any] | None:
+        """Every state until one is `enough`, and that one; or the final one; None when the supervisor was lost."""
+        try:
+            async with self._ask(uid, "watch") as channel:
+                while True:
+                    message, _ = await channel.message()
+                    tell(message["state"])
+                    if enough(message["state"]):
+                        return dict(message["state"])
+        except (Gone, Refusal):
+            await self._until_unsupervised(self.layout.pod(uid))
+            return states.final_record(self.layout.pod(uid))
+
+    async def _until_unsupervised(self, directory: Path) -> None:
+        """Its last word is said a moment before it has gone."""
+        while is_supervised(directory):
+            await trio.sleep(_PAUSE_S)
+
+    async def _clear_away(self, uid: str) -> None:
+        """Nothing of it runs afterwards. Strays are looked for, which takes a walk over all processes, only if need be."""
+        await demolition.kill_supervisor(self.layout, uid)
+        directory = self.layout.pod(uid)
+        if states.supervisor(directory) is not None and states.final_record(directory) is None:
+            await demolition.kill_strays(self.layout, uid, self._cgroups)
+
+    async def _survivors(self, uid: str, grace_s: float) -> str:
+        found = await trio.to_thread.run_sync(demolition.own_processes, self.layout, uid)
+        named = ", ".join(str(pid) for pid in sorted(found)[:10])
+        return f"processes {named} are still there {grace_s + DESTROY_S:g} s after the stop signal, in spite of SIGKILL"
+
+    async def _socket(self, uid: str, kind: str, family: int) -> trio.socket.SocketType:
+        """An unconnected socket in the pod's network."""
+        try:
+            async with self._ask(uid, "socket", type=kind, family=family) as channel:
+                with trio.fail_after(ANSWER_S):
+                    _, fds = await channel.message()
+        except (Gone, Refusal, trio.TooSlowError) as error:
+            raise ConnectionRefusedError(f"instance {uid} is not running: {error}") from None
+        return trio.socket.from_stdlib_socket(socket.socket(fileno=fds[0]))
+
+    def _observed(self, uid: str, state: dict[str, Any]) -> Observed:
+        spec = states.read_json(self.layout.pod(uid) / "pod.json") if state["failure"] is not None else None
+        return states.observed(state, int(spec["memory_bytes"]) if spec is not None else 0)
+
+
+def _is_over(state: dict[str, Any]) -> bool:
+    return bool(state["phase"] == "ended")
+
+
+def _write_spec(directory: Path, spec: dict[str, Any]) -> None:
+    temporary = directory / "pod.json.new"
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as file:
+        json.dump(spec, file)
+    temporary.replace(directory / "pod.json")
