@@ -124,6 +124,7 @@ SCHEMAS: dict[str, Schema] = {
         "properties": {"replicas": INTEGER, "spec": {"type": "object", "required": ["containers"]}},
     },
     "WorkloadEntry": closed({"id": TEXT, "name": TEXT, "value": ref("WorkloadDocument")}),
+    "NodeEntry": closed({"id": TEXT, "name": TEXT, "value": ref("Node")}),
     "Node": closed(
         {
             "id": TEXT,

@@ -205,7 +205,10 @@ class Service:
     def list_nodes(self) -> list[dict[str, Any]]:
         allocated = self.view.allocated()
         nodes = sorted(self.view.nodes.values(), key=lambda node: (node.name, node.created_at, node.id))
-        return [render_node(node, *allocated.get(node.id, (Resources(), 0))) for node in nodes]
+        return [
+            {"id": node.id, "name": node.name, "value": render_node(node, *allocated.get(node.id, (Resources(), 0)))}
+            for node in nodes
+        ]
 
     def show_node(self, id_or_name: str) -> dict[str, Any]:
         node = self._node(id_or_name)

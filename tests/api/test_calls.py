@@ -313,7 +313,8 @@ async def test_nodes_show_what_is_allocated(running: Running) -> None:
     await running.scheduler.put(instance(1), instance(2), instance(3, Status.FAILED), instance(4, Status.PENDING))
     running.scheduler.heartbeat(NODE_A.id, NOW + 5_000, {"cpu_percent": 99.0})
     await running.client.do("workloads.create", DOCUMENT)
-    (node,) = await running.client.call("nodes.list")
+    (entry,) = await running.client.call("nodes.list")
+    node = entry["value"]
     assert node == await running.client.call("nodes.get/node-a") == await running.client.call("nodes.get/node-id-a")
     assert node["allocated"] == {"cpu_millis": 1000, "memory_bytes": 2 * 64 * 2**20, "pids": 0}
     assert (node["instances"], node["metrics"]) == (2, {"cpu_percent": 99.0})

@@ -42,7 +42,7 @@ OPERATIONS = (
         "Every node, by name.",
         "nodes",
         list_nodes,
-        outcomes={200: Outcome("The nodes.", array(ref("Node")))},
+        outcomes={200: Outcome("The nodes.", array(ref("NodeEntry")))},
     ),
     Operation(
         "nodes.get",
