@@ -49,11 +49,19 @@ def serve(settings: Settings) -> int:
     temporary = settings.demo and settings.data_dir == Path()
     if temporary:
         settings = replace(settings, data_dir=Path(tempfile.mkdtemp(prefix=DEMO_PREFIX)))
+    code = 0
     try:
         trio.run(_main, settings, SystemEnvironment(), temporary)
     except* StartupError as group:
         raise _first(group) from None
-    return 0
+    except* Exception:
+        log.exception("a fault in RIK itself ended this host; its instances %s", _fate(settings))
+        code = 1
+    return code
+
+
+def _fate(settings: Settings) -> str:
+    return "ended with it" if settings.worker.bind_to_process else "run on, and are adopted at the next start"
 
 
 def _first(group: BaseExceptionGroup[StartupError]) -> StartupError:
