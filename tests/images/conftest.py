@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import trio
 
 from rik.images.confined import Owners
 from rik.images.store import ImageStore
@@ -37,11 +38,11 @@ def idmap(request: pytest.FixtureRequest, require: Require, detected_idmap: IdMa
 
 
 @pytest.fixture
-async def workspace() -> AsyncIterator[Path]:
+def workspace() -> Iterator[Path]:
     """A directory whose contents may belong to anybody."""
     path = Path(tempfile.mkdtemp(prefix="rik-test-images-"))
     yield path
-    await remove_tree(path)
+    trio.run(remove_tree, path)
 
 
 @pytest.fixture

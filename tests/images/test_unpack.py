@@ -205,11 +205,11 @@ async def test_parents_that_are_links_below(layers: Layers) -> None:
 
 async def test_hard_link_to_a_lower_layer(layers: Layers, owners: Owners, has_many_ids: bool) -> None:
     """A hard link to a file of a lower layer brings that file up, as overlayfs does."""
-    await layers.add(tar(file("data", b"d" * 5000, mode=0o4750, uid=7, gid=8), symlink("soft", "data")))
+    await layers.add(tar(file("data", b"d" * 5000, mode=0o4755, uid=7, gid=8), symlink("soft", "data")))
     root, _ = await layers.add(tar(hardlink("again", "data"), hardlink("soft2", "soft")))
     assert (root / "again").read_bytes() == b"d" * 5000
     assert (root / "again").stat().st_ino == (root / "data").stat().st_ino
-    assert stat.S_IMODE((root / "again").stat().st_mode) == 0o4750
+    assert stat.S_IMODE((root / "again").stat().st_mode) == 0o4755
     assert os.readlink(root / "soft2") == "data"
     if has_many_ids:
         assert owner_inside(root / "data", owners) == (7, 8)

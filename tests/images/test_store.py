@@ -1,0 +1,389 @@
+"""The layer store: each layer once, whole or not at all, whoever asks and whatever is killed."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from rik.images.errors import ImageError, ImageInvalid, ImagePullFailed
+from rik.images.reference import parse_reference
+from rik.images.store import Image, ImageStore
+from rik.images.unpack import Limits
+from rik.linux.idmap import Unavailable, detect
+from tests.conftest import Require
+from tests.images.build import config_of, docker_archive, file, folder, layout, oci_archive, tar, whiteout
+from tests.images.conftest import HOST_ID, MakeStore
+from tests.images.test_unpack import children
+
+ROOT = Path(__file__).parents[2]
+LOWER = tar(folder("bin"), file("bin/sh", b"#!"), file("old"))
+UPPER = tar(folder("etc"), file("etc/passwd", b"root"), whiteout("old"))
+
+# Run by other interpreters: brings images into a store, and says so.
+PROGRAM = """
+import os, sys, trio
+from pathlib import Path
+from rik.images.errors import ImageError
+from rik.images.reference import parse_reference
+from rik.images.store import ImageStore
+from rik.linux.idmap import detect
+
+async def main():
+    store = ImageStore(Path(sys.argv[1]), "0123abcd", detect())
+    print("begin", flush=True)
+    for text in sys.argv[2:]:
+        try:
+            image = await store.ensure(parse_reference(text))
+        except ImageError as error:
+            print(error.reason, error, flush=True)
+        else:
+            print("ready", image.digest, flush=True)
+    for found in await store.inventory():
+        print(found.owner or "nobody", found.detail, flush=True)
+
+trio.run(main)
+"""
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-c", textwrap.dedent(PROGRAM), *map(str, arguments)]
+
+
+def environment() -> dict[str, str]:
+    path = os.pathsep.join([str(ROOT), *filter(None, sys.path)])
+    return {**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+async def ensure(store: ImageStore, text: str) -> Image:
+    return await store.ensure(parse_reference(text))
+
+
+def leftovers(store: ImageStore) -> list[str]:
+    """What a store must not have when nobody is at work."""
+    files = (found for found in store.directory.glob("*/*") if found.parent.name in ("layers", "records"))
+    return sorted(found.name for found in files if found.name.startswith("tmp-") or found.suffix in (".lock", ".new"))
+
+
+@pytest.fixture
+def two_layers(tmp_path: Path) -> Path:
+    return layout(tmp_path / "l", LOWER, UPPER, tag="v1")
+
+
+async def test_an_image_of_every_source(store: ImageStore, two_layers: Path, tmp_path: Path) -> None:
+    """The same image from a layout and from archives shares its layers; its config and sizes are told."""
+    archives = oci_archive(tmp_path / "a.tar", two_layers), docker_archive(tmp_path / "d.tar", LOWER, UPPER)
+    image = await ensure(store, f"oci:{two_layers}:v1")
+    assert image.reference == f"oci:{two_layers}:v1" and image.digest.startswith("sha256:")
+    assert image.config.cmd == ("/bin/sh",) and image.config.env == ("PATH=/bin",)
+    assert [sorted(os.listdir(layer)) for layer in image.layers] == [["bin", "old"], ["etc", "old"]]
+    assert image.size_bytes == 6
+    others = [await ensure(store, f"oci-archive:{archives[0]}"), await ensure(store, f"docker-archive:{archives[1]}")]
+    assert [other.layers for other in others] == [image.layers] * 2
+    assert others[0].digest == image.digest
+    assert leftovers(store) == []
+
+
+async def test_layers_depend_on_those_below(store: ImageStore, tmp_path: Path) -> None:
+    """A layer is shared by images that have the same layers below it, and by these only."""
+    other = tar(file("other"))
+    one = await ensure(store, f"oci:{layout(tmp_path / 'a', LOWER, UPPER)}")
+    two = await ensure(store, f"oci:{layout(tmp_path / 'b', LOWER, UPPER, other)}")
+    three = await ensure(store, f"oci:{layout(tmp_path / 'c', other, UPPER)}")
+    assert two.layers[:2] == one.layers
+    assert three.layers[1] != one.layers[1]
+
+
+async def test_a_cached_image_is_ready_at_once(make_store: MakeStore, two_layers: Path) -> None:
+    """An image that is there is ready without reading a layer: within milliseconds, also after a restart."""
+    before = await ensure(make_store(), f"oci:{two_layers}")
+    for found in (two_layers / "blobs" / "sha256").iterdir():
+        if found.read_bytes()[:2] == b"\x1f\x8b":
+            found.unlink()
+    store = make_store()
+    started = trio.current_time()
+    for _ in range(10):
+        assert await ensure(store, f"oci:{two_layers}") == before
+    assert (trio.current_time() - started) / 10 < 0.05  # measured: 1 ms
+
+
+async def test_a_layer_that_was_removed_comes_again(store: ImageStore, two_layers: Path) -> None:
+    """A record whose layers are no longer all there is no proof of an image."""
+    image = await ensure(store, f"oci:{two_layers}")
+    await store.remove_tree(image.layers[1].parent)
+    again = await ensure(store, f"oci:{two_layers}")
+    assert again == image and (image.layers[1] / "etc" / "passwd").read_bytes() == b"root"
+
+
+async def test_progress(store: ImageStore, tmp_path: Path) -> None:
+    """Progress counts the bytes of all layers, from nothing to the total, and never back."""
+    path = layout(tmp_path / "l", tar(file("a", os.urandom(3_000_000))), tar(file("b", os.urandom(1_000_000))))
+    seen: list[tuple[str, int, int, str]] = []
+    await store.ensure(parse_reference(f"oci:{path}"), lambda *step: seen.append(step))
+    steps, done, totals, units = zip(*seen, strict=True)
+    assert set(steps) == {"unpack"} and set(units) == {"bytes"} and len(set(totals)) == 1
+    assert done[0] == 0 and done[-1] == totals[0] > 4_000_000 and list(done) == sorted(done)
+    assert len(set(done)) >= 5
+
+
+async def test_wanted_by_many(store: ImageStore, tmp_path: Path) -> None:
+    """Twenty that want one new image at the same time unpack it once, and all see its progress."""
+    path = layout(tmp_path / "l", tar(file("a", os.urandom(20_000_000))))
+    at_once: list[int] = []
+    seen: list[set[int]] = [set() for _ in range(20)]
+    images: list[Image] = []
+
+    async def want(number: int) -> None:
+        def progress(step: str, done: int, total: int, unit: str) -> None:
+            at_once.append(len(children()))
+            seen[number].add(done)
+
+        images.append(await store.ensure(parse_reference(f"oci:{path}"), progress))
+
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            for number in range(20):
+                nursery.start_soon(want, number)
+    assert len(images) == 20 and len({image.digest for image in images}) == 1
+    assert max(at_once) == 1
+    assert min(len(numbers) for numbers in seen) > 10
+    assert len(os.listdir(store.directory / "layers")) == 1
+
+
+async def test_one_failure_for_all_that_wait(store: ImageStore, tmp_path: Path) -> None:
+    """When a layer turns out to be bad, all that wait for it are told; who asks later gets a new attempt."""
+    path = layout(tmp_path / "l", tar(file("a", os.urandom(5_000_000)))[:-30_000], compress=False)
+    errors: list[ImageError] = []
+
+    async def want() -> None:
+        try:
+            await ensure(store, f"oci:{path}")
+        except ImageError as error:
+            errors.append(error)
+
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            for _ in range(5):
+                nursery.start_soon(want)
+    assert len(errors) == 5 and len({id(error) for error in errors}) == 5
+    assert {error.reason for error in errors} == {"ImageInvalid"}
+    assert "ends in the middle of 'a'" in str(errors[0])
+    await want()
+    assert len(errors) == 6 and leftovers(store) == []
+
+
+async def test_who_began_is_cancelled(store: ImageStore, tmp_path: Path) -> None:
+    """When the one who unpacks is cancelled, another one that waits does it instead."""
+    path = layout(tmp_path / "l", tar(file("a", os.urandom(20_000_000))))
+    images: list[Image] = []
+
+    async def first(scope: trio.CancelScope) -> None:
+        def progress(step: str, done: int, total: int, unit: str) -> None:
+            if done > total // 2:
+                scope.cancel()
+
+        with scope:
+            images.append(await store.ensure(parse_reference(f"oci:{path}"), progress))
+
+    async def second() -> None:
+        images.append(await ensure(store, f"oci:{path}"))
+
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            scope = trio.CancelScope()
+            nursery.start_soon(first, scope)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(second)
+    assert scope.cancelled_caught and len(images) == 1
+    assert leftovers(store) == [] and children() == []
+
+
+WRONG: dict[str, Callable[[Path], Path]] = {
+    "another content": lambda path: layout(path, LOWER, config=config_of([UPPER])),
+    "damaged": lambda path: layout(path, LOWER[:700], compress=False),
+    "second layer": lambda path: layout(path, LOWER, UPPER[:700]),
+    "no tar": lambda path: layout(path, b"hello" * 1000),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+async def test_nothing_half_made_is_left(store: ImageStore, tmp_path: Path, name: str) -> None:
+    """A bad image leaves neither files nor a record nor a process."""
+    path = WRONG[name](tmp_path / "l")
+    with pytest.raises(ImageInvalid, match=f"oci:{path}: the layer sha256:"):
+        await ensure(store, f"oci:{path}")
+    assert leftovers(store) == [] and children() == []
+    assert len(os.listdir(store.directory / "layers")) == (name == "second layer")
+    assert os.listdir(store.directory / "records") == []
+
+
+async def test_limits_are_of_the_whole_image(make_store: MakeStore, tmp_path: Path) -> None:
+    """Several layers together may not be more than the limits allow."""
+    layers = [tar(file(name, bytes(600))) for name in "abc"]
+    path = layout(tmp_path / "l", *layers)
+    for limits, words in ((Limits(max_bytes=1500), "larger than"), (Limits(max_entries=2), "more than")):
+        with pytest.raises(ImageInvalid, match=words):
+            await ensure(make_store(limits=limits), f"oci:{path}")
+    await ensure(make_store(), f"oci:{path}")
+    again = layout(tmp_path / "again", *layers, config=config_of(layers, author="somebody"))
+    with pytest.raises(ImageInvalid, match=r"is larger than 1,500 bytes"):  # its layers are all there already
+        await ensure(make_store(limits=Limits(max_bytes=1500)), f"oci:{again}")
+
+
+async def test_the_host_is_no_image(store: ImageStore) -> None:
+    """`host` has no layers to ask for: that is the runtime's to know."""
+    with pytest.raises(ValueError, match="no layers"):
+        await ensure(store, "host")
+
+
+async def test_inventory_and_sweep(store: ImageStore, two_layers: Path) -> None:
+    """The inventory names every layer and record; what is half-made and given up has no owner, and is swept."""
+    image = await ensure(store, f"oci:{two_layers}")
+    orphan = store.directory / "layers" / f"tmp-{HOST_ID}-1-aaaa"
+    (orphan / "fs" / "deep").mkdir(parents=True)
+    (store.directory / "layers" / "x.lock").touch()
+    (store.directory / "records" / "x.json.1-1.new").touch()
+    found = {resource.name: resource.owner for resource in await store.inventory()}
+    assert found[str(orphan)] == ""
+    assert {found[str(layer.parent)] for layer in image.layers} == {"rik"}
+    assert len(found) == 4
+    assert [resource.name for resource in await store.sweep()] == [str(orphan)]
+    assert leftovers(store) == [] and not orphan.exists()
+    assert all(layer.is_dir() for layer in image.layers)
+    assert await store.sweep() == []
+
+
+async def test_sweep_of_an_empty_store(store: ImageStore) -> None:
+    """There is nothing to sweep, and nothing made, before the first image."""
+    assert await store.sweep() == [] and await store.inventory() == []
+    assert not store.directory.exists()
+
+
+async def test_sweep_leaves_what_is_being_made(make_store: MakeStore, tmp_path: Path) -> None:
+    """Another RIK's sweep does not take a layer from under the one that unpacks it."""
+    path = layout(tmp_path / "l", tar(file("a", os.urandom(10_000_000))))
+    halfway = trio.Event()
+    going_on = trio.Event()
+    images: list[Image] = []
+
+    async def make() -> None:
+        store = make_store()
+
+        def progress(step: str, done: int, total: int, unit: str) -> None:
+            if done > 3_000_000:
+                halfway.set()
+
+        images.append(await store.ensure(parse_reference(f"oci:{path}"), progress))
+        going_on.set()
+
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(make)
+            await halfway.wait()
+            if not going_on.is_set():
+                assert await make_store().sweep() == []
+    assert len(images) == 1 and images[0].layers[0].is_dir()
+
+
+async def test_user_namespaces_are_forbidden(tmp_path: Path, two_layers: Path, require: Require) -> None:
+    """An ordinary user without user namespaces is told why images cannot be unpacked, and what to do."""
+    require("ordinary-user", reason="root unpacks without")
+    store = ImageStore(tmp_path / "images", HOST_ID, Unavailable("user namespaces are forbidden", "allow them"))
+    with pytest.raises(ImagePullFailed, match=r"unpacked here: user namespaces are forbidden \(allow them"):
+        await ensure(store, f"oci:{two_layers}")
+    assert leftovers(store) == []
+
+
+def test_several_processes(workspace: Path, tmp_path: Path, require: Require) -> None:
+    """Processes that want the same images at the same time all get them, whole, and leave nothing behind."""
+    require("user-namespaces", reason="layers are unpacked in one")
+    paths = [layout(tmp_path / str(n), tar(file("a", os.urandom(2_000_000))), LOWER) for n in range(3)]
+    references = [f"oci:{path}" for path in paths]
+    running = [
+        subprocess.Popen(
+            command(workspace / "images", *references), stdout=subprocess.PIPE, env=environment(), text=True
+        )
+        for _ in range(3)
+    ]
+    outputs = [process.communicate(timeout=120)[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0, 0]
+    assert [output.count("ready") for output in outputs] == [3, 3, 3]
+    store = ImageStore(workspace / "images", HOST_ID, Unavailable("", ""))
+    assert leftovers(store) == []
+    assert len(os.listdir(workspace / "images" / "layers")) == 6
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment(workspace: Path, tmp_path: Path, require: Require) -> None:
+    """After `kill -9` at thirty random moments the next start sweeps what was half-made and gets the image."""
+    require("user-namespaces", reason="layers are unpacked in one")
+    seed = random.randrange(1 << 32)
+    moments = random.Random(seed)
+    path = layout(tmp_path / "l", tar(*(file(f"f{n}", os.urandom(1000)) for n in range(1000))), LOWER, UPPER)
+    killed_halfway = 0
+    for _ in range(30):
+        process = subprocess.Popen(
+            command(workspace / "images", f"oci:{path}"), stdout=subprocess.PIPE, env=environment(), text=True
+        )
+        assert process.stdout is not None
+        with process, process.stdout:
+            process.stdout.readline()
+            try:
+                process.wait(moments.uniform(0.0, 0.3))
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+        killed_halfway += bool(list((workspace / "images").glob("layers/tmp-*")))
+        _check_after_kill(workspace / "images", path, seed)
+        if moments.random() < 0.7:
+            shutil.rmtree(workspace / "images", ignore_errors=True)
+    print(f"seed {seed}: killed 30 times, {killed_halfway} times with a layer half-made")
+    assert killed_halfway >= 1, f"seed {seed}"
+
+
+def _check_after_kill(directory: Path, path: Path, seed: int) -> None:
+    async def check() -> None:
+        store = ImageStore(directory, HOST_ID, detect())
+        with trio.fail_after(30):
+            while True:  # an orphaned child holds its directory's lock for a moment more
+                await store.sweep()
+                if not leftovers(store):
+                    break
+                await trio.sleep(0.02)
+        image = await ensure(store, f"oci:{path}")
+        assert [len(os.listdir(layer)) for layer in image.layers] == [1000, 2, 2], f"seed {seed}"
+        assert {resource.owner for resource in await store.inventory()} == {"rik"}
+
+    trio.run(check)
+
+
+def test_full_disk(workspace: Path, tmp_path: Path, require: Require) -> None:
+    """A disk that fills up in the middle fails the pull with the system's words, and leaves room as before."""
+    require("user-namespaces", reason="the full disk is a small tmpfs, mounted in one")
+    require("unshare", reason="it makes the namespaces")
+    large, small = layout(tmp_path / "l", tar(file("a", os.urandom(9_000_000)))), layout(tmp_path / "s", LOWER)
+    (workspace / "images").mkdir()
+    mounted = f'mount -t tmpfs -o size=8m tmpfs "{workspace}/images" && exec "$@"'
+    program = command(workspace / "images", f"oci:{large}", f"oci:{small}")
+    result = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mounted, "sh", *program],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=60,
+    )
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[1].startswith("ImagePullFailed ") and "No space left on device" in lines[1]
+    assert f"oci:{large}" in lines[1]
+    assert lines[2].startswith("ready ")
+    assert lines[3:] == ["rik image", "rik layer"]
