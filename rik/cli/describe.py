@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from rik.cli.amounts import absolute, age, amount, between, cores
+from rik.cli.amounts import absolute, age, amount, between
 from rik.cli.command import (
     ResourceGroup,
     complete_instances,
@@ -115,7 +115,13 @@ def instance_lines(
     containers = record.get("containers") or ()
     if containers:
         lines += _section("Containers", aligned(CONTAINER_COLUMNS, _cells(CONTAINER_COLUMNS, containers)))
-    lines += _section("Ports", [port_line(port, server_host) for port in record.get("ports") or ()])
+    ports = record.get("ports") or ()
+    if is_final(record):
+        lines += _section(
+            "Ports it had", [f"{port.get('port')} -> {port.get('targetPort')}/{port.get('protocol')}" for port in ports]
+        )
+    else:
+        lines += _section("Ports", [port_line(port, server_host) for port in ports])
     lines += _section("Limits and isolation", _enforced(record.get("enforced") or {}))
     tail = list(record.get("log_tail") or ())[-LAST_LINES:]
     lines += _section("Last output", tail_lines(tail, times=True))
@@ -181,7 +187,7 @@ def _events(events: Sequence[dict[str, Any]]) -> list[str]:
     for event in events[-LAST_EVENTS:]:
         kind = str(event.get("type") or "")
         shown = paint_status(kind) + " " * max(0, 7 - len(kind))
-        told = f"{clean(event.get('reason') or '-')}: {clean(event.get('message') or '')}"
+        told = ": ".join(clean(event[key]) for key in ("reason", "message") if event.get(key))
         lines.append(f"{absolute(event.get('at'))}  {shown}  {told}")
     return lines
 
@@ -264,7 +270,7 @@ def _capabilities(runtimes: Iterable[dict[str, Any]]) -> list[str]:
 
 def _resource_lines(allocated: dict[str, Any], capacity: dict[str, Any]) -> list[str]:
     rows: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
-        ("cpu", "cpu_millis", lambda value: f"{cores(value)} cores"),
+        ("cpu", "cpu_millis", lambda value: "-" if value is None else f"{value / 1000:g} cores"),
         ("memory", "memory_bytes", lambda value: amount(value, "bytes")),
         ("pids", "pids", amount),
     )

@@ -43,7 +43,7 @@ def doctor(node: str | None, data_dir: Path | None, style: str) -> None:
 
         reports = [{"node": "this host", "checks": local_doctor(data_dir)}]
     else:
-        reports = decoded(bodies, node)
+        reports = decoded(bodies)
     if style == "json":
         write_json(bodies, reports, single=node is not None)
         return
@@ -66,7 +66,7 @@ def audit(node: str | None, data_dir: Path | None, style: str) -> int:
 
         reports = [{"node": "this host", **local_audit(data_dir)}]
     else:
-        reports = decoded(bodies, node)
+        reports = decoded(bodies)
     orphans = [(report["node"], orphan) for report in reports for orphan in report.get("orphans") or ()]
     if style == "json":
         write_json(bodies, reports, single=node is not None)
@@ -88,13 +88,13 @@ def audit(node: str | None, data_dir: Path | None, style: str) -> int:
     return 0
 
 
-def ask_nodes(client: Client, call: str, node: str | None) -> list[bytes] | None:
-    """The answer of every node (or the one named), exactly as the API wrote it; None when there is no server to ask.
+def ask_nodes(client: Client, call: str, node: str | None) -> dict[str, bytes] | None:
+    """The answer of each node, or of the one named, exactly as the API wrote it; None when there is no server to ask.
 
     A server that was named, by flag, variable or file, must answer; only the default one may be missing.
     """
     if node is not None:
-        return [client.get(call, node).body]
+        return {node: client.get(call, node).body}
     try:
         entries = client.get("nodes.list", timeout_s=FIND_TIMEOUT_S).json()
     except Unreachable as error:
@@ -102,10 +102,10 @@ def ask_nodes(client: Client, call: str, node: str | None) -> list[bytes] | None
             raise
         note(f"{error.message}: looking at this host")
         return None
-    bodies = []
+    bodies = {}
     for entry in entries:
         try:
-            bodies.append(client.get(call, entry["name"]).body)
+            bodies[str(entry["name"])] = client.get(call, entry["name"]).body
         except RequestRefused as error:
             if error.status != 503:
                 raise
@@ -113,16 +113,20 @@ def ask_nodes(client: Client, call: str, node: str | None) -> list[bytes] | None
     return bodies
 
 
-def decoded(bodies: list[bytes], node: str | None) -> list[dict[str, Any]]:
+def decoded(bodies: dict[str, bytes]) -> list[dict[str, Any]]:
     """The reports as data; each says whose it is."""
-    return [{"node": node or "node", **json.loads(body)} for body in bodies]
+    return [{"node": name, **json.loads(body)} for name, body in bodies.items()]
 
 
-def write_json(bodies: list[bytes] | None, reports: list[dict[str, Any]], *, single: bool) -> None:
-    """The API's bytes: of one node as they are, of all nodes as a list."""
+def write_json(bodies: dict[str, bytes] | None, reports: list[dict[str, Any]], *, single: bool) -> None:
+    """Of one node that was named exactly the API's bytes; of all of them an object by their names."""
     if bodies is None:
-        bodies = [json.dumps(report).encode() for report in reports]
-    write_exactly(bodies[0] if single and bodies else b"[" + b",".join(bodies) + b"]")
+        bodies = {str(report["node"]): json.dumps(report).encode() for report in reports}
+    if single and bodies:
+        write_exactly(next(iter(bodies.values())))
+    else:
+        members = (json.dumps(name).encode() + b":" + body for name, body in bodies.items())
+        write_exactly(b"{" + b",".join(members) + b"}")
 
 
 def doctor_lines(report: dict[str, Any]) -> list[str]:

@@ -106,7 +106,7 @@ def get_instances(
         show(answer, style, lambda record: [record], INSTANCE_COLUMNS)
     else:
         answer = client.get("instances.list", query=filters(status, workload, node))
-        show(answer, style, _values, INSTANCE_COLUMNS)
+        show(answer, style, values, INSTANCE_COLUMNS)
     return None
 
 
@@ -138,9 +138,9 @@ def get_nodes(name: str | None, style: str, status: str | None, follow: bool) ->
         if name is not None:
             return client.get("nodes.get", name)
         answer = client.get("nodes.list")
-        return kept(answer, lambda entry: entry["value"].get("status") == status) if status else answer
+        return kept(answer, lambda entry: values([entry])[0].get("status") == status) if status else answer
 
-    _once_or_again(follow, style, ask, _values if name is None else lambda node: [node], NODE_COLUMNS)
+    _once_or_again(follow, style, ask, values if name is None else lambda node: [node], NODE_COLUMNS)
 
 
 @get.command("events")
@@ -237,8 +237,9 @@ def _once_or_again(
         time.sleep(POLL_S)
 
 
-def _values(entries: Any) -> list[Any]:
-    return [entry["value"] for entry in entries]
+def values(entries: Any) -> list[Any]:
+    """The records of a list answer, whether they stand alone or as the `value` of `{id, name, value}`."""
+    return [entry.get("value", entry) for entry in entries]
 
 
 def _shortened(text: str) -> str:

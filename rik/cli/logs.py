@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
@@ -56,7 +56,7 @@ def logs(
     record = client.get("instances.get", instance).json()
     client.close()
     containers = [entry["name"] for entry in record.get("containers") or ()]
-    write = LogPrinter(containers if container is None and len(containers) > 1 else (), timestamps=timestamps)
+    write = LogPrinter(() if container else containers, timestamps=timestamps)
     run_live(_follow, client, str(record.get("uid") or instance), query, write)
 
 
@@ -171,34 +171,37 @@ class LogCursor:
 class LogPrinter:
     """Writes entries as lines: standard output's to ours, standard error's to ours, RIK's own notes to the latter.
 
-    `sources` are the names that lines are prefixed with; none when there is only one source.
+    `sources` are the containers that lines are prefixed with; none when there is only one. `instance` stands before
+    them when the output of several instances is mixed.
     """
 
-    def __init__(self, sources: Iterable[str], *, timestamps: bool = False, source: str = "") -> None:
-        names = list(sources)
-        self._width = max((len(name) for name in names), default=0)
-        self._colour = {name: PREFIX_COLOURS[index % len(PREFIX_COLOURS)] for index, name in enumerate(names)}
+    def __init__(
+        self, sources: Iterable[str], *, timestamps: bool = False, instance: str = "", colour: int = 0
+    ) -> None:
+        self._several = len(list(sources)) > 1
         self._timestamps = timestamps
-        self._source = source
-        self.lines = 0
-
-    def for_source(self, source: str) -> LogPrinter:
-        """The same, for entries that all come from `source`, an instance for example."""
-        printer = LogPrinter((), timestamps=self._timestamps, source=source)
-        printer._width, printer._colour = self._width, self._colour
-        return printer
+        self._instance = instance
+        self._colours: dict[str, str] = {}
+        self._next_colour = colour
 
     def __call__(self, entry: Entry) -> None:
-        self.lines += 1
         stream = entry.get("stream")
         out = sys.stdout if stream == "stdout" else sys.stderr
-        if stream == "stderr":
-            sys.stdout.flush()
-        source = self._source or str(entry.get("container"))
-        prefix = f"{entry.get('at')} " if self._timestamps else ""
-        if source in self._colour:
-            prefix += paint(f"{source:<{self._width}} | ", self._colour[source], stream=out)
+        source = self._source(str(entry.get("container")))
+        prefix = f"{self._painted(source, out)} " if source else ""
+        if self._timestamps:
+            prefix += f"{entry.get('at')} "
         line = str(entry.get("line", ""))
         text = f"{prefix}[rik] {clean(line)}" if stream == "rik" else prefix + line
         out.buffer.write(text.encode("utf-8", "surrogateescape") + os.linesep.encode())
         out.buffer.flush()
+
+    def _source(self, container: str) -> str:
+        if not self._several:
+            return self._instance
+        return f"{self._instance}/{container}" if self._instance else container
+
+    def _painted(self, source: str, out: IO[Any]) -> str:
+        if source not in self._colours:
+            self._colours[source] = PREFIX_COLOURS[(self._next_colour + len(self._colours)) % len(PREFIX_COLOURS)]
+        return paint(f"[{source}]", self._colours[source], stream=out)

@@ -180,15 +180,9 @@ async def _stream_all(client: Client, followed: Any, names: list[str], shown: se
 
     from rik.cli.logs import LogPrinter, follow_logs, in_thread
 
-    sources = {name: [str(c.get("name")) for c in followed.latest[name].get("containers") or ()] for name in names}
-    if len(names) > 1:
-        printer = LogPrinter(names)
-    else:
-        containers = [container for group in sources.values() for container in group]
-        printer = LogPrinter(containers if len(containers) > 1 else ())
-
-    async def stream(name: str) -> None:
-        write = printer.for_source(name) if len(names) > 1 else printer
+    async def stream(name: str, colour: int) -> None:
+        containers = [str(container.get("name")) for container in followed.latest[name].get("containers") or ()]
+        write = LogPrinter(containers, instance=name if len(names) > 1 else "", colour=colour)
 
         async def take(entry: Any) -> None:
             shown.add(name)
@@ -203,8 +197,8 @@ async def _stream_all(client: Client, followed: Any, names: list[str], shown: se
             note(f"warning: {error.message}")  # its output is lost to us, its fate is not
 
     async with trio.open_nursery() as nursery:
-        for name in names:
-            nursery.start_soon(stream, name)
+        for colour, name in enumerate(names):
+            nursery.start_soon(stream, name, colour)
 
 
 def _never_ran(record: dict[str, Any]) -> bool:

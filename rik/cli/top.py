@@ -10,6 +10,7 @@ from rik.cli.amounts import age, amount, cores
 from rik.cli.client import Client
 from rik.cli.command import ResourceGroup, connect
 from rik.cli.errors import RequestRefused
+from rik.cli.get import values
 from rik.cli.output import Column, say, write_exactly, write_table
 
 style_option = click.option(
@@ -53,7 +54,7 @@ def top_nodes(style: str) -> None:
     if style == "json":
         write_exactly(answer.body)
         return
-    write_table(NODE_COLUMNS, [entry["value"] for entry in answer.json()])
+    write_table(NODE_COLUMNS, values(answer.json()))
 
 
 @top.command("instances")

@@ -56,5 +56,5 @@ def test_streams_stay_apart(capfd: pytest.CaptureFixture[str]) -> None:
     write({"at": "t", "container": "sidecar", "stream": "stderr", "line": "oh"})
     write({"at": "t", "container": "main", "stream": "rik", "line": "dropped 5 bytes"})
     out, err = capfd.readouterr()
-    assert out == "main    | hello\n"
-    assert err == "sidecar | oh\nmain    | [rik] dropped 5 bytes\n"
+    assert out == "[main] hello\n"
+    assert err == "[sidecar] oh\n[main] [rik] dropped 5 bytes\n"

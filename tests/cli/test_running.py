@@ -143,7 +143,7 @@ def test_several_instances(rik: Rik, tmp_path: Path) -> None:
     done = rik("run", "--rm", str(path))
     assert done.returncode == 0
     lines = done.stdout.splitlines()
-    assert len(lines) == 3 and all(line.endswith("| here") for line in lines)
+    assert len(lines) == 3 and all(re.fullmatch(r"\[[a-z]+-[a-z]+-\d{4}\] here", line) for line in lines)
 
 
 def test_logs(rik: Rik) -> None:

@@ -127,7 +127,7 @@ def test_description_of_an_instance() -> None:
         "Message:      container `worker` exited with code 3",
         "2026-01-31 12:00:00.500Z  Running         1.5 s",
         "worker  host   exited  exit code 3  2026-01-31 12:00:00.500Z",
-        "http://127.0.0.1:18080 -> 80/TCP (NodePort)",
+        "18080 -> 80/TCP",
         "network  enforced",
         "memory   not enforced: no writable cgroup",
         "2026-01-31 12:00:02.000Z ! fatal: �[31mno�[0m",
