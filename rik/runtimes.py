@@ -30,6 +30,7 @@ def make_runtimes(
     """
     if name == FAKE:
         return [FakeRuntime(environment, FakeMachine(data_dir / "fake"))]
+    from rik.runtime.process.layout import Layout
     from rik.runtime.process.runtime import ProcessRuntime
 
     mapping = idmap.detect()
@@ -37,8 +38,7 @@ def make_runtimes(
     return [
         ProcessRuntime(
             environment,
-            data_dir,
-            host_id,
+            Layout(data_dir, host_id),
             images,
             mapping,
             bind_to_process=bind_to_process,
