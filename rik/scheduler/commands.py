@@ -130,7 +130,7 @@ class Commands:
             "policy": policy,
             "nodes": [
                 {
-                    "node": verdict.node.name,
+                    "name": verdict.node.name,
                     "fits": verdict.fits,
                     "why": verdict.why,
                     "allocated": round(abs(verdict.score[0]), 4),

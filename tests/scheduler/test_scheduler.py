@@ -285,7 +285,7 @@ async def test_explain(autojump_clock: MockClock) -> None:
         told = await here.api.do(Explain(one.name, NAMESPACE))
         assert (told["instance"], told["node"], told["status"]) == (one.name, "alpha", "Creating")
         assert "the only one that fits" in told["decision"]
-        assert [(node["node"], node["fits"]) for node in told["nodes"]] == [("alpha", True), ("beta", False)]
+        assert [(node["name"], node["fits"]) for node in told["nodes"]] == [("alpha", True), ("beta", False)]
         assert "is not labelled disk=ssd" in told["nodes"][1]["why"]
         assert here.api.revision == before
 
