@@ -9,8 +9,6 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-import trio
-
 from rik.errors import InstanceFailure
 from rik.linux.identity import command_line, processes
 from rik.model.instance import Port, Reason
@@ -24,8 +22,9 @@ _LISTENING = "0A"
 _UNCONNECTED = "07"
 
 
-def bind(port: Port, address: str, seed: str) -> trio.socket.SocketType:
-    """A socket bound to `port.port` (0: a free one of RIK's range; where the search begins follows from `seed`).
+def bind(port: Port, address: str, seed: str) -> socket.socket:
+    """A non-blocking socket bound to `port.port` (0: a free one of RIK's range; where the search begins follows from
+    `seed`).
 
     `address` "" is every address of the host, IPv4 and IPv6. A TCP socket listens. Raises InstanceFailure PortConflict.
     """
@@ -75,7 +74,7 @@ def holder_of(port: int, protocol: str) -> str:
     return ""
 
 
-def _bind(protocol: str, address: str, number: int) -> trio.socket.SocketType:
+def _bind(protocol: str, address: str, number: int) -> socket.socket:
     kind = socket.SOCK_DGRAM if protocol == "UDP" else socket.SOCK_STREAM
     bound = _socket(kind, address)
     try:
@@ -85,7 +84,7 @@ def _bind(protocol: str, address: str, number: int) -> trio.socket.SocketType:
         if kind == socket.SOCK_STREAM:
             bound.listen(LISTEN_BACKLOG)
         bound.setblocking(False)
-        return trio.socket.from_stdlib_socket(bound)
+        return bound
     except BaseException:
         bound.close()
         raise

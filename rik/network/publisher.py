@@ -121,9 +121,11 @@ class ProxyPublisher:
             )
         # In a thread when it is a fixed one: naming a foreign holder reads all of /proc.
         if port.port:
-            return await trio.to_thread.run_sync(node_ports.bind, port, self._address, seed)
-        await trio.lowlevel.checkpoint()
-        return node_ports.bind(port, self._address, seed)
+            bound = await trio.to_thread.run_sync(node_ports.bind, port, self._address, seed)
+        else:
+            await trio.lowlevel.checkpoint()
+            bound = node_ports.bind(port, self._address, seed)
+        return trio.socket.from_stdlib_socket(bound)
 
     def _holders(self) -> list[tuple[str, Port]]:
         return [(entry.name, port) for entry in self._open.values() for port in entry.ports]
