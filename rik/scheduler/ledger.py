@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from rik.environment import Environment
 from rik.messages import Answer, Order, Run, Snapshot, Stop, Welcome
-from rik.model.change import DELETE, INSTANCE, POSTMORTEM, PUT, Change
+from rik.model.change import POSTMORTEM, PUT, Change
 from rik.model.instance import Instance, Reason, Status
 from rik.scheduler.lifecycle import Step, assignment
 from rik.scheduler.sessions import ApiSession, NodeSession
@@ -67,12 +67,10 @@ class Ledger:
                 continue
             last = record
             before = change.before
-            if record.node_id and (record.status.final or record.status == Status.DESTROYING):
-                self.room_appeared = self.room_appeared or before is None or before.status != record.status
-            if change.op == PUT and change.kind == INSTANCE:
+            if record.node_id and record.status.final and before is not None and not before.status.final:
+                self.room_appeared = True
+            if change.op == PUT:
                 self._order(before, record)
-            elif change.op == DELETE:
-                self.state.finished.pop(record.uid, None)
         return last
 
     def order(self, node_id: str, order: Order) -> None:

@@ -7,8 +7,10 @@ from rik.scheduler import lifecycle
 from rik.scheduler.ledger import Ledger
 from rik.scheduler.placement import Demand, Impossible, Outcome, Placed, Waiting, place
 
-# Instances looked at in one turn of the scheduler: about 20 ms, so that messages are not kept waiting.
+# Instances placed in one turn of the scheduler: about 20 ms, so that messages are not kept waiting.
 PER_TURN = 500
+# What it costs, in instances placed, to pass over one that its siblings' refusal settles.
+PASSED_OVER = 0.01
 # A Pending instance's message is renewed at most this often: with many of them every release would cost a commit each.
 MESSAGE_INTERVAL_S = 5.0
 
@@ -39,12 +41,14 @@ class Placer:
             self.wanted = False
             self._waiting = list(reversed(state.pending))
             self._refused = {}
-        for _ in range(min(PER_TURN, len(self._waiting))):
+        cost = 0.0
+        while self._waiting and cost < PER_TURN:
             instance = state.instances.get(self._waiting.pop())
             if instance is not None and instance.status == Status.PENDING:
-                self._settle(instance)
+                cost += 1 if self._settle(instance) else PASSED_OVER
 
-    def _settle(self, instance: Instance) -> None:
+    def _settle(self, instance: Instance) -> bool:
+        """Whether there was anything to do."""
         state, ledger = self._ledger.state, self._ledger
         spec = state.spec(instance)
         outcome = self._refused.get(instance.workload_id)
@@ -60,5 +64,6 @@ class Placer:
             case Waiting(message=message):
                 self._refused[instance.workload_id] = outcome
                 first = len(instance.history) == 1 and instance.updated_at == instance.created_at
-                if first or now - instance.updated_at >= lifecycle.millis(MESSAGE_INTERVAL_S):
-                    ledger.take(lifecycle.wait(instance, message, now))
+                late = now - instance.updated_at >= lifecycle.millis(MESSAGE_INTERVAL_S)
+                return (first or late) and ledger.take(lifecycle.wait(instance, message, now)) is not None
+        return True

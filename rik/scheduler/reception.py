@@ -22,6 +22,7 @@ from rik.messages import (
     ToScheduler,
     ToWorker,
 )
+from rik.model.change import DELETE, NODE
 from rik.model.instance import Instance, Progress, Status
 from rik.model.node import NodeStatus
 from rik.scheduler.leases import Leases
@@ -174,6 +175,8 @@ class Reception:
         for change in batch.changes:
             if isinstance(change.value, Instance) and change.value.status != Status.CREATING:
                 self.progress.pop(change.key, None)
+            elif change.kind == NODE and change.op == DELETE:
+                self._live.pop(change.key, None)
         if batch.changes:
             self._environment.step("scheduler.announced")
         for api, answer in batch.answers:

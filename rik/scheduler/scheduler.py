@@ -146,7 +146,7 @@ class Scheduler:
         match item:
             case Tick():
                 self._pass_time()
-            case Arrived(session=session):
+            case Arrived(session=session) if not session.closed:
                 self._reception.apis[session] = None
                 self._ledger.batch.newcomers.append((session, self._ledger.snapshot()))
             case Asked(session=session, request=request):

@@ -20,6 +20,7 @@ from rik.messages import (
     CreateInstances,
     CreateWorkload,
     FromWorker,
+    Heartbeat,
     Hello,
     LiveNode,
     LiveProgress,
@@ -296,6 +297,21 @@ class ScriptedWorker:
                 or self.closed.is_set()
             )
         )
+
+    @asynccontextmanager
+    async def beating(self) -> AsyncIterator[None]:
+        """Heartbeats while the block runs."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._beat)
+            yield
+            nursery.cancel_scope.cancel()
+
+    async def _beat(self) -> None:
+        sequence = 0
+        while not self.closed.is_set():
+            sequence += 1
+            await self.link.send(Heartbeat(sequence, {"load": sequence}))
+            await trio.sleep(2)
 
     def order_of(self, uid: str, kind: type[Run | Stop]) -> Order | None:
         found = self.waiting.get(uid)

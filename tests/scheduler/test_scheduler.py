@@ -240,10 +240,8 @@ async def test_creating_is_ended_by_the_scheduler_when_the_worker_does_not(autoj
         [one] = await here.api.create(workload=document(deadlines={"creatingSeconds": 20}))
         await worker.settle(worker.report(one.uid, "Creating", step="pull"))
         start = trio.current_time()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(beat, worker)
+        async with worker.beating():
             await here.api.until(lambda: here.api.instances[one.uid].status.final)
-            nursery.cancel_scope.cancel()
         assert 64 <= trio.current_time() - start <= 67
         last = here.api.instances[one.uid]
         assert last.reason == "DeadlineExceeded" and "'pull'" in last.message and last.step == "pull"
@@ -257,22 +255,10 @@ async def test_destroying_is_ended_by_the_scheduler_when_the_worker_does_not(aut
         [one] = await here.api.create(workload=document(stopGraceSeconds=1))
         await worker.settle(worker.report(one.uid, "Running"))
         await here.api.do(DeleteInstance(one.uid, NAMESPACE))
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(beat, worker)
+        async with worker.beating():
             await here.api.until(lambda: one.uid not in here.api.instances)
-            nursery.cancel_scope.cancel()
         post_mortem = next(change.value for change in here.api.changes if change.kind == "postmortem")
         assert getattr(post_mortem, "reason", "") == "DestroyFailed"
-
-
-async def beat(worker: object) -> None:
-    from rik.messages import Heartbeat
-
-    sequence = 0
-    while True:
-        sequence += 1
-        await worker.link.send(Heartbeat(sequence, {"load": 0.5}))  # type: ignore[attr-defined]
-        await trio.sleep(2)
 
 
 async def test_explain(autojump_clock: MockClock) -> None:
