@@ -83,12 +83,12 @@ def _number_text(value: object) -> str | None:
 
 def format_memory(amount: int) -> str:
     """`268435456` as `256 MiB`."""
-    size = float(amount)
-    for unit in ("B", "KiB", "MiB", "GiB"):
+    size, unit = float(amount), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
         if size < 1024:
-            return f"{size:.0f} {unit}" if size == int(size) else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"
+            break
+        size, unit = size / 1024, larger
+    return f"{size:.0f} {unit}" if size == int(size) else f"{size:.1f} {unit}"
 
 
 def format_cpu(millis: int) -> str:

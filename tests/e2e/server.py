@@ -50,6 +50,7 @@ class Server:
 
     async def start(self, **env: str) -> str:
         """Starts it and waits for `listening on URL`; returns the URL. Raises ServerDied."""
+        assert not self.alive(), "stop or kill it first"
         base = {key: value for key, value in os.environ.items() if not key.startswith("RIK")}
         self._stderr_path = Path(os.environ.get("TMPDIR", "/tmp")) / f"rik-e2e-{os.getpid()}-{id(self)}.stderr"
         with self._stderr_path.open("ab") as stderr:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from urllib.parse import urlsplit
 
 import trio
-from trio_websocket import ConnectionClosed, HandshakeError, open_websocket_url
+from trio_websocket import ConnectionClosed, HandshakeError, wrap_client_stream
 
 RECONNECT_S = 0.05
+HANDSHAKE_S = 5.0
 
 
 class Watcher:
@@ -19,23 +21,33 @@ class Watcher:
         self.frames: list[dict[str, Any]] = []
         self.gaps = 0
         self.connections = 0
-        self._url = ""
+        self._host, self._port = "", 0
         self._moved = trio.Event()
 
     def follow(self, url: str) -> None:
         """From now on the server is there."""
-        self._url = url.replace("http", "ws", 1)
+        where = urlsplit(url)
+        assert where.hostname and where.port
+        self._host, self._port = where.hostname, where.port
 
     async def run(self) -> None:
         """Until cancelled."""
         while True:
             try:
-                url = f"{self._url}/api/v0/instances.watch?since={self.revision}"
-                async with open_websocket_url(url, connect_timeout=5) as socket:
+                with trio.fail_after(HANDSHAKE_S):
+                    stream = await trio.open_tcp_stream(self._host, self._port)
+                async with stream, trio.open_nursery() as nursery:
+                    with trio.fail_after(HANDSHAKE_S):
+                        socket = await wrap_client_stream(
+                            nursery,
+                            stream,
+                            f"{self._host}:{self._port}",
+                            f"/api/v0/instances.watch?since={self.revision}",
+                        )
                     self.connections += 1
                     while True:
                         self._take(json.loads(await socket.get_message()))
-            except* (ConnectionClosed, HandshakeError, OSError):
+            except* (ConnectionClosed, HandshakeError, OSError, trio.TooSlowError):
                 pass
             await trio.sleep(RECONNECT_S)
 
