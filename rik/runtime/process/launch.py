@@ -15,7 +15,8 @@ _PROGRAM = (
     "import sys; sys.path.insert(0, sys.argv[1]); from rik.runtime.process.podinit.main import main; main(sys.argv[2:])"
 )
 _LOCK_FD, _LISTENER_FD, _DEATH_FD = 3, 4, 5
-BACKLOG = 64
+# A burst of published ports' connections: each asks for one socket, and a full queue refuses.
+BACKLOG = 1024
 
 
 def listen(path: Path) -> socket.socket:

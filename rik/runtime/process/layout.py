@@ -43,6 +43,11 @@ class Layout:
         for path in (self.run_dir.parent, self.run_dir):
             _make_private(path)
 
+    def close(self) -> None:
+        """Removes the run directory if no pod is left that has a socket in it."""
+        with contextlib.suppress(OSError):  # there is one
+            self.run_dir.rmdir()
+
     def pod(self, uid: str) -> Path:
         return self.pods / uid
 

@@ -40,6 +40,10 @@ from rik.runtime.process.spec import enforced, pod_spec
 DESTROY_S = 30.0
 # A supervisor that does not answer a connection for so long is stuck.
 ANSWER_S = 10.0
+# How long an instance that was adopted in the middle of its start is given before it is spoken of.
+ADOPT_S = 10.0
+# Between a supervisor's last word and its end there is no more than a write or two; on a full disk there is.
+FAREWELL_S = 2.0
 _PAUSE_S = 0.005
 _ABSENT = Observed("absent")
 
@@ -93,7 +97,11 @@ class ProcessRuntime:
             for fd in (read_end, write_end):
                 if fd >= 0:
                     os.close(fd)
-            await trio.to_thread.run_sync(self._cgroups.close)
+            await trio.to_thread.run_sync(self._close_directories)
+
+    def _close_directories(self) -> None:
+        self._cgroups.close()
+        self.layout.close()
 
     async def probe(self) -> Capability:
         limits: dict[str, bool | str] = {name: self._cgroups.reasons.get(name, True) for name in CONTROLLERS}
@@ -143,7 +151,7 @@ class ProcessRuntime:
             finally:
                 os.close(lock_fd)
         self._environment.step("process.start.launched")
-        state = await self._follow(uid, lambda state: None, lambda state: state["phase"] != "starting")
+        state = await self._follow(uid, lambda state: None, _is_begun)
         failure = states.start_failure(state) if state is not None else states.lost(directory).failure
         if state is not None and failure is not None and state["phase"] != "ended":
             state = await self._follow(uid, lambda state: None, _is_over)
@@ -156,10 +164,9 @@ class ProcessRuntime:
 
     async def observe(self, uid: str) -> Observed:
         directory = self.layout.pod(uid)
-        if is_supervised(directory):
-            state = await self._follow(uid, lambda state: None, lambda state: True)
-            if state is not None:
-                return self._observed(uid, state)
+        state = await self._present_state(uid)
+        if state is not None:
+            return self._observed(uid, state)
         state = states.final_record(directory)
         if state is not None:
             return self._observed(uid, state)
@@ -175,13 +182,15 @@ class ProcessRuntime:
         def tell(state: dict[str, Any]) -> None:
             nonlocal last
             observed = self._observed(uid, state)
-            if last is not None and observed != last and observed.phase != "ended":
+            news = observed.phase == "failing" if last is None else observed != last
+            if news and observed.phase != "ended":
                 changed(observed)
             last = observed
 
-        await self._follow(uid, tell, _is_over)
-        await self._until_unsupervised(directory)
-        return await self.observe(uid)
+        state = await self._follow(uid, tell, _is_over)
+        with trio.move_on_after(FAREWELL_S):
+            await self._until_unsupervised(directory)
+        return self._observed(uid, state) if state is not None else await self.observe(uid)
 
     async def stop(self, uid: str, grace_s: float) -> None:
         directory = self.layout.pod(uid)
@@ -194,9 +203,11 @@ class ProcessRuntime:
                     with trio.move_on_after(ANSWER_S):
                         await channel.message()
                 await self._follow(uid, lambda state: None, _is_over)
-            except (Gone, Refusal):
-                await demolition.kill_supervisor(self.layout, uid)
-            await self._until_unsupervised(directory)
+                with trio.move_on_after(FAREWELL_S):
+                    await self._until_unsupervised(directory)
+            except (Gone, Refusal, InstanceFailure):  # nobody who can be asked
+                pass
+            await self._clear_away(uid)
             return
         raise InstanceFailure(Reason.DESTROY_FAILED, await self._survivors(uid, grace_s))
 
@@ -240,11 +251,8 @@ class ProcessRuntime:
             raise InstanceFailure(Reason.CREATE_FAILED, "the instance is not running") from None
 
     async def stats(self, uid: str) -> list[ContainerStats]:
-        directory = self.layout.pod(uid)
-        state = None
-        if is_supervised(directory):
-            state = await self._follow(uid, lambda state: None, lambda state: True)
-        spec = states.read_json(directory / "pod.json")
+        state = await self._present_state(uid)
+        spec = states.read_json(self.layout.pod(uid) / "pod.json")
         if state is None or spec is None:
             return []
         own_network = spec["mode"] != "plain" and not spec["host_network"]
@@ -348,20 +356,41 @@ class ProcessRuntime:
         async with request(self.layout.socket(uid), token, op, **arguments) as channel:
             yield channel
 
+    async def _present_state(self, uid: str) -> dict[str, Any] | None:
+        """What its supervisor says now, if there is one; an instance that is being started is waited for a little."""
+        if not is_supervised(self.layout.pod(uid)):
+            return None
+        latest: list[dict[str, Any]] = []
+        with trio.move_on_after(ADOPT_S):
+            return await self._follow(uid, latest.append, _is_begun)
+        return latest[-1] if latest else None
+
     async def _follow(
         self, uid: str, tell: Callable[[dict[str, Any]], None], enough: Callable[[dict[str, Any]], bool]
     ) -> dict[str, Any] | None:
-        """Every state until one is `enough`, and that one; or the final one; None when the supervisor was lost."""
+        """Every state until one is `enough`, and that one; or the final one; None when the supervisor was lost.
+
+        Raises InstanceFailure SupervisorLost when it lives and cannot be talked with.
+        """
         try:
             async with self._ask(uid, "watch") as channel:
-                while True:
+                with trio.fail_after(ANSWER_S):
                     message, _ = await channel.message()
+                while True:
                     tell(message["state"])
                     if enough(message["state"]):
                         return dict(message["state"])
-        except (Gone, Refusal):
+                    message, _ = await channel.message()
+        except Gone:
             await self._until_unsupervised(self.layout.pod(uid))
             return states.final_record(self.layout.pod(uid))
+        except Refusal as error:
+            raise InstanceFailure(
+                Reason.SUPERVISOR_LOST, f"the supervisor of the pod cannot be asked: {error}"
+            ) from None
+        except trio.TooSlowError:
+            message_text = f"the supervisor of the pod does not answer within {ANSWER_S:g} s"
+            raise InstanceFailure(Reason.SUPERVISOR_LOST, message_text) from None
 
     async def _until_unsupervised(self, directory: Path) -> None:
         """Its last word is said a moment before it has gone."""
@@ -369,7 +398,7 @@ class ProcessRuntime:
             await trio.sleep(_PAUSE_S)
 
     async def _clear_away(self, uid: str) -> None:
-        """Nothing of it runs afterwards. Strays are looked for, which takes a walk over all processes, only if need be."""
+        """Nothing of it runs afterwards. All processes are walked over, for strays, only where there may be some."""
         await demolition.kill_supervisor(self.layout, uid)
         directory = self.layout.pod(uid)
         if states.supervisor(directory) is not None and states.final_record(directory) is None:
@@ -393,6 +422,10 @@ class ProcessRuntime:
     def _observed(self, uid: str, state: dict[str, Any]) -> Observed:
         spec = states.read_json(self.layout.pod(uid) / "pod.json") if state["failure"] is not None else None
         return states.observed(state, int(spec["memory_bytes"]) if spec is not None else 0)
+
+
+def _is_begun(state: dict[str, Any]) -> bool:
+    return bool(state["phase"] != "starting")
 
 
 def _is_over(state: dict[str, Any]) -> bool:

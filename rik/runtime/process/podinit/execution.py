@@ -8,6 +8,7 @@ import signal
 import socket
 
 from rik.linux import syscalls
+from rik.linux.identity import ProcessIdentity
 from rik.runtime.process.podinit import command, descendants, minit
 from rik.runtime.process.podinit.container import Container
 from rik.runtime.process.podinit.loop import READ, Loop
@@ -41,6 +42,7 @@ class Execution:
         self._started = False
         self._status: int | None = None
         self._ours: list[int] = []
+        self._family: list[ProcessIdentity] = []
         self.over = False
         self.pid = 0
         spec = container.spec
@@ -93,7 +95,11 @@ class Execution:
         self._abandoned = True
         self._close_ours()
         if self._status is None:
-            self._signal_family(signal.SIGHUP)
+            # Who is in the family is noted now: some leave it when its head dies of the hang-up.
+            family = [self.pid, *descendants.of(self.pid, session=self.pid)]
+            self._family = [identity for pid in family if (identity := ProcessIdentity.of(pid)) is not None]
+            for pid in family:
+                descendants.kill(pid, signal.SIGHUP)
             self._loop.after(HANGUP_S, lambda: self._kill_family(_FAMILY_ROUNDS))
 
     def _become(self, stdio: tuple[int, ...], channel: socket.socket, told: int) -> None:
@@ -141,14 +147,11 @@ class Execution:
         number = os.WTERMSIG(self._status) if signalled else None
         self._tell({"exited": {"exit_code": code, "signal": number}}, [])
 
-    def _signal_family(self, number: int) -> None:
-        for pid in (self.pid, *descendants.of(self.pid, session=self.pid)):
-            descendants.kill(pid, number)
-
     def _kill_family(self, rounds: int) -> None:
-        family = descendants.of(self.pid, session=self.pid)
-        if self._status is None:
-            family.append(self.pid)
+        family = {identity.pid for identity in self._family if identity.alive()}
+        for pid in tuple(family):
+            family.update(descendants.of(pid))
+        family.update(descendants.of(self.pid, session=self.pid))
         for pid in family:
             descendants.kill(pid, signal.SIGKILL)
         if family and rounds:

@@ -160,10 +160,11 @@ def _take_care(directory: str, spec: dict[str, Any], death_fd: int, channel: soc
 def _sweep(directory: str, spec: dict[str, Any]) -> None:
     for path in (directory, str(spec["socket"])):
         remove_tree(path)
-    for container in spec["containers"]:
-        for path in container["cgroups"]:
-            for each in (path, os.path.dirname(path)):
-                try:
-                    os.rmdir(each)
-                except OSError:  # a sibling's cgroup is in it: the last one takes it along
-                    continue
+    groups = [path for container in spec["containers"] for path in container["cgroups"]]
+    pods = [os.path.dirname(path) for path in groups]
+    hosts = [os.path.dirname(path) for path in pods]
+    for path in dict.fromkeys((*groups, *pods, *hosts, os.path.dirname(spec["socket"]))):
+        try:
+            os.rmdir(path)
+        except OSError:  # another pod's is in it: the last one takes it along
+            continue

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-RECORD_RETRY_S = 1.0  # the disk is full: an end that is not on the disk is not told
+RECORD_RETRY_S = 1.0  # while the disk is full
 
 
 class Pod:
@@ -148,7 +148,7 @@ class Pod:
                 container.kill()
 
     def _record(self, container: Container) -> None:
-        """On the disk before anybody is told; while the disk is full, tried again for ever (and not told)."""
+        """On the disk before anybody is told; on a full disk it is told all the same, and tried again."""
         if self._gone:
             return
         try:
@@ -166,22 +166,18 @@ class Pod:
             return
         if not self.isolated:
             descendants.kill_all()
+        self._ended_at = now_ms()
         self._finish()
 
     def _finish(self) -> None:
+        """The last word; then this process ends, unless the disk is full: then it is the only one who knows."""
         if not self._gone:
-            ended_at = now_ms()
             try:
-                write_record(
-                    self._status_fd,
-                    POD_RECORD,
-                    {**self.describe(), "phase": "ended", "ended_at": ended_at},
-                    durable=True,
-                )
+                write_record(self._status_fd, POD_RECORD, self.describe(), durable=True)
             except OSError:
+                self.changed()
                 self.loop.after(RECORD_RETRY_S, self._finish)
                 return
-            self._ended_at = ended_at
             self.changed()
         self.loop.stop()
 
