@@ -243,11 +243,13 @@ def refusal(status: int, body: bytes, headers: Mapping[str, str] | None = None) 
         status=status,
         reason=str(problem.get("reason") or ""),
         details=details,
-        next_step=str(problem.get("next") or "") or _next_step(status, headers or {}),
+        next_step=str(problem.get("next") or "") or _next_step(status, headers or {}, bool(details)),
     )
 
 
-def _next_step(status: int, headers: Mapping[str, str]) -> str:
+def _next_step(status: int, headers: Mapping[str, str], several: bool) -> str:
+    if several:
+        return "correct what is listed; nothing was done"
     if status == 401:
         return "give a token: --token, RIK_CLUSTER_TOKEN, or `cluster.token` in the configuration file"
     if status == 403:

@@ -93,7 +93,9 @@ def test_all_errors_of_a_document(rik: Rik) -> None:
     assert done.returncode == 1
     assert done.stdout == ""
     assert "  /name: " in done.stderr
-    assert re.search(r"  /kind: .*did you mean `Pod`", done.stderr)
+    assert "  /kind: `kind` must be `Pod` or `Function`, not `Pot`" in done.stderr
+    assert "did you mean `containers`?" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("next: ")
 
 
 def test_what_does_not_exist(rik: Rik) -> None:
@@ -127,7 +129,7 @@ def test_nodes(rik: Rik) -> None:
     name = entry["name"]
     table = rik.ok("get", "nodes").splitlines()
     assert table[1].split()[:3] == [name, "Ready", "process"]
-    assert rik.ok("get", "nodes", "--status", "notready").splitlines() == [table[0]]
+    assert len(rik.ok("get", "nodes", "--status", "notready").splitlines()) == 1
     described = rik.ok("describe", "node", name)
     for part in ("Status:       Ready", "Runtimes", "process", "Resources", "cpu", "memory"):
         assert part in described
