@@ -13,11 +13,12 @@ from typing import Any
 import trio
 
 from rik.images.errors import ImageError, ImageInvalid, ImagePullFailed
+from rik.images.untar.child import JOB_LENGTH_BYTES
 from rik.linux.idmap import ROOT_RANGE, IdMap, Unavailable, base_interpreter, package_root
 
 _MAX_ANSWER_BYTES = 1 << 20
 _KEPT_STDERR_BYTES = 8192
-_PROGRAM = "import sys; sys.path.insert(0, sys.argv.pop(1)); from rik.images.untar.child import main; sys.exit(main())"
+_PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]); from rik.images.untar.child import main; main()"
 
 Feed = Callable[["Child"], Awaitable[None]]
 
@@ -93,8 +94,8 @@ async def run(job: dict[str, Any], owners: Owners, feed: Feed | None, keep_fd: i
             f"images cannot be unpacked here: {owners.idmap.reason}",
             next_step=f"{owners.idmap.next_step}; or use the image `host`",
         )
-    job = {**job, "user_namespace": not owners.true}
-    command = [base_interpreter(), "-I", "-S", "-X", "utf8", "-c", _PROGRAM, package_root(), json.dumps(job)]
+    order = json.dumps({**job, "user_namespace": not owners.true}).encode()
+    command = [base_interpreter(), "-I", "-S", "-X", "utf8", "-c", _PROGRAM, package_root()]
     keep = () if keep_fd is None else (keep_fd,)
     pipe = subprocess.PIPE
     with os.fdopen(os.memfd_create("rik-unpack-stderr"), "r+b") as said:
@@ -103,6 +104,7 @@ async def run(job: dict[str, Any], owners: Owners, feed: Feed | None, keep_fd: i
         )
         child = Child(process)
         try:
+            await child.send(len(order).to_bytes(JOB_LENGTH_BYTES, "big") + order)
             if not owners.true:
                 await _map(child, process, owners.idmap)
             if feed is not None:

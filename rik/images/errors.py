@@ -20,7 +20,10 @@ class ImageError(InstanceFailure):
     code: Reason = Reason.IMAGE_PULL_FAILED
 
     def __init__(self, message: str, *, next_step: str = "") -> None:
-        super().__init__(self.code, message, next_step=next_step)
+        # Much of what these messages quote was written by strangers: nothing of it may command a terminal.
+        super().__init__(
+            self.code, "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message), next_step=next_step
+        )
 
 
 class ImageNotFound(ImageError):

@@ -174,10 +174,19 @@ def read_config(data: bytes, wanted: Platform, layers: int, where: str) -> tuple
     if wrong is not None:
         raise ImageInvalid(f"{where} lists `{wrong[:100]}` under `rootfs.diff_ids`, which is no digest")
     run = config.config or _RunConfig()
+    for text in (
+        *_command(run.entrypoint),
+        *_command(run.cmd),
+        *(run.env or ()),
+        run.working_dir or "",
+        run.user or "",
+    ):
+        if "\0" in text:
+            raise ImageInvalid(f"{where} holds a zero byte in {text[:100]!r}, which no program can be given")
     settings = ImageConfig(
         entrypoint=_command(run.entrypoint),
         cmd=_command(run.cmd),
-        env=tuple(run.env or ()),
+        env=tuple(entry for entry in run.env or () if entry.find("=") > 0),
         working_dir=run.working_dir or "",
         user=run.user or "",
         stop_signal=run.stop_signal or "",

@@ -14,7 +14,6 @@ A layer is synced to disk before the rename that makes it visible: a crash at an
 
 from __future__ import annotations
 
-import errno
 import os
 import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -245,7 +244,8 @@ class ImageStore:
             path = self._layers / (self._prefix + secrets.token_hex(4))
             path.mkdir(mode=0o700)
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try_lock(fd)
+            while not try_lock(fd):
+                await trio.sleep(0.001)  # an inventory is just looking whether anybody holds it
         try:
             yield path, fd
         finally:
@@ -257,10 +257,9 @@ class ImageStore:
 
     def _unpacked(self, key: str) -> Unpacked | None:
         try:
-            data = (self._layers / key / "layer.json").read_bytes()
-        except FileNotFoundError:
+            return msgspec.json.decode((self._layers / key / "layer.json").read_bytes(), type=Unpacked)
+        except (FileNotFoundError, msgspec.DecodeError):
             return None
-        return msgspec.json.decode(data, type=Unpacked)
 
     def _find(self, digest: str) -> _Record | None:
         try:
@@ -291,13 +290,11 @@ def _resource(path: Path, owner: str, detail: str) -> HostResource:
 
 
 def _commit(folder: Path, final: Path, note: bytes) -> None:
-    """Makes a finished layer visible under its name, durably. A layer of that name which is there already stays."""
+    """Makes a finished layer visible under its name, durably, in place of one whose note was damaged."""
     _write_durably(folder / "layer.json", note)
-    try:
-        os.rename(folder, final)
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
+    if final.exists():
+        os.rename(final, folder.with_name(f"{folder.name}-damaged"))  # for the next sweep
+    os.rename(folder, final)
     _sync_directory(final.parent)
 
 

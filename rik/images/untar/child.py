@@ -1,7 +1,7 @@
 """What the confined child runs: it gives up what it does not need, and then reads what a stranger wrote.
 
-Started by ``confined.py`` with one argument, a job in JSON. Says ``unshared`` on standard output when it waits for
-its id map, reads one byte from standard input when that is done, and the layer's bytes after it; its last line is the
+Started by ``confined.py``. Reads from standard input a job (its length in 4 bytes, then JSON), one byte when its id map
+is there (for which it waits after saying ``unshared`` on standard output), and the layer's bytes. Its last line is the
 answer in JSON: the result, or ``{"error": kind, "message": …}`` with the kinds invalid, limit, host. Standard library
 only, but for zstandard, which is imported (before the confinement) when a layer is compressed by it.
 """
@@ -13,13 +13,12 @@ import hashlib
 import json
 import os
 import resource
-import sys
 
 from rik.images.untar.compression import MAGIC_BYTES, decompressed
 from rik.images.untar.discard import discard
 from rik.images.untar.extract import Counter, Extraction, OverLimit
 from rik.images.untar.merged import LowerLayers
-from rik.images.untar.tarstream import BadTar, TarStream
+from rik.images.untar.tarstream import BadTar, TarStream, shown
 from rik.linux import syscalls
 
 TYPE_CHECKING = False
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
 
     from rik.images.untar.tarstream import Readable
 
+JOB_LENGTH_BYTES = 4
 _READ_BYTES = 1 << 18
 _MAX_MEMORY_BYTES = 2 << 30
 _SPARE_DESCRIPTORS = 64
@@ -77,8 +77,8 @@ class Hashing:
         return data
 
 
-def main() -> int:
-    job = json.loads(sys.argv[1])
+def main() -> None:
+    job = json.loads(_read_exactly(int.from_bytes(_read_exactly(JOB_LENGTH_BYTES), "big")))
     try:
         answer = _JOBS[job["do"]](job)
     except BadTar as error:
@@ -91,10 +91,19 @@ def main() -> int:
             "message": f"reading it takes more than {_MAX_MEMORY_BYTES // _MEGABYTE:,} MB of memory",
         }
     except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
+        where = f" ({shown(str(error.filename))})" if error.filename else ""
         answer = {"error": "host", "message": f"{error.strerror or error}{where}", "errno": error.errno or 0}
     os.write(1, json.dumps(answer).encode() + b"\n")
-    return 0
+
+
+def _read_exactly(size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        piece = os.read(0, size - len(data))
+        if not piece:
+            raise SystemExit(1)  # RIK is gone
+        data += piece
+    return data
 
 
 def unpack(job: dict[str, Any]) -> dict[str, Any]:
@@ -144,8 +153,7 @@ def _enter(job: dict[str, Any]) -> None:
     if job["user_namespace"]:
         syscalls.unshare(syscalls.CLONE_NEWUSER)
         os.write(1, b"unshared\n")
-        if os.read(0, 1) != b"m":
-            raise SystemExit(1)  # RIK is gone
+        _read_exactly(1)
         os.setresgid(0, 0, 0)
         os.setresuid(0, 0, 0)
     try:
