@@ -227,14 +227,13 @@ class ProcessRuntime:
 
     # --- looking in ---------------------------------------------------------------------------------------------------
 
-    async def logs(self, query: ReadLogs) -> AsyncIterator[list[LogLine]]:
+    def logs(self, query: ReadLogs) -> AsyncIterator[list[LogLine]]:
         directory = self.layout.pod(query.uid)
 
         def ended() -> bool:
             return not is_supervised(directory)
 
-        async for batch in logfiles.read_logs(self.layout.log_directory(query.uid), query, ended):
-            yield batch
+        return logfiles.read_logs(self.layout.log_directory(query.uid), query, ended)
 
     async def exec(self, request: Exec, stream: Stream) -> None:
         try:
