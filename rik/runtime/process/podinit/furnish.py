@@ -135,7 +135,8 @@ def _hide(root: int, more: list[str]) -> None:
         ]
     except OSError:
         files = []
-    for path in (*SECRET_DIRECTORIES, *more):
+    private = [f"/{path}" for path, _ in _PRIVATE]  # empty already, and to be written to
+    for path in (*SECRET_DIRECTORIES, *(path for path in more if path not in private)):
         target = _place(root, path, directory=True, create=False)
         if target is not None:
             place = f"/proc/self/fd/{target}"
