@@ -31,6 +31,7 @@ MAX_IDLE_LOG_BYTES = 16 * 2**20
 PAGE_CACHE_KIB = 16_384
 
 _MAGIC = b"SQLite format 3\0"
+_HEADER_BYTES = 100
 _LOG_MAGICS = (b"\x37\x7f\x06\x82", b"\x37\x7f\x06\x83")
 _LOG_HEADER_BYTES = 32
 _RESTORE = "restore it from a backup, or move it and its -wal file away to start with an empty cluster"
@@ -96,6 +97,10 @@ def _find(path: Path) -> bool:
         raise StoreDamaged(f"the store {path} is damaged: it is empty", next_step=_RESTORE)
     if head != _MAGIC:
         raise StoreDamaged(f"the store {path} is damaged: it is not an SQLite database", next_step=_RESTORE)
+    if status.st_size < _HEADER_BYTES:
+        raise StoreDamaged(
+            f"the store {path} is damaged: it is cut off after {status.st_size} bytes", next_step=_RESTORE
+        )
     if log.exists():
         with log.open("rb") as file:
             head = file.read(_LOG_HEADER_BYTES)
