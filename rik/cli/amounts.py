@@ -70,9 +70,9 @@ def duration(seconds: float) -> str:
     return f"{whole // 86400} d {whole % 86400 // 3600} h"
 
 
-def between(start: object, end: object) -> str:
-    """The duration from one API time to another; "" when either is missing."""
-    first, last = parse_time(start), parse_time(end)
+def between(start: object, end: object, now: datetime | None = None) -> str:
+    """The duration from one API time to another, or to `now` when there is no end yet; "" when neither is known."""
+    first, last = parse_time(start), parse_time(end) or now
     return duration((last - first).total_seconds()) if first and last else ""
 
 

@@ -113,6 +113,8 @@ def remark(instance: Record) -> str:
     if status == "Running":
         node = instance.get("node")
         return f"on {node}" if node else ""
+    if status == "Failed":
+        return str(instance.get("reason") or "")  # told in full right after
     return clean(why(instance))
 
 

@@ -12,6 +12,7 @@ from rik.cli.config import load_cluster
 from rik.cli.errors import CommandError
 from rik.cli.main import no_such_command
 from rik.cli.output import FORMATS
+from rik.cli.spelling import SERVER, TOKEN
 from rik.model.instance import Status
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -25,15 +26,15 @@ class ClientCommand(click.Command):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        for name in ("server", "token"):
-            option = click.Option([f"--{name}"], expose_value=False, hidden=True, callback=_keep_flag(name))
+        for name, key in (("server", SERVER), ("token", TOKEN)):
+            option = click.Option([f"--{name}"], expose_value=False, hidden=True, callback=_keep_flag(key))
             self.params.append(option)
 
 
-def _keep_flag(name: str) -> Callable[[click.Context, click.Parameter, str | None], None]:
+def _keep_flag(key: str) -> Callable[[click.Context, click.Parameter, str | None], None]:
     def keep(ctx: click.Context, _param: click.Parameter, value: str | None) -> None:
         if value is not None:
-            ctx.meta[f"rik.{name}"] = value
+            ctx.meta[key] = value
 
     return keep
 
@@ -61,7 +62,7 @@ class ResourceGroup(click.Group):
 def connect() -> Client:
     """A client for the server that the command line, environment or configuration file names. Raises Usage."""
     ctx = click.get_current_context()
-    client = Client(load_cluster(ctx.meta.get("rik.server"), ctx.meta.get("rik.token")))
+    client = Client(load_cluster(ctx.meta.get(SERVER), ctx.meta.get(TOKEN)))
     ctx.call_on_close(client.close)
     return client
 
@@ -83,7 +84,7 @@ def complete_nodes(ctx: click.Context, param: click.Parameter, incomplete: str) 
 
 def _complete(call: str, ctx: click.Context, incomplete: str) -> list[str]:
     try:
-        client = Client(load_cluster(ctx.meta.get("rik.server"), ctx.meta.get("rik.token")))
+        client = Client(load_cluster(ctx.meta.get(SERVER), ctx.meta.get(TOKEN)))
         entries = client.get(call, timeout_s=COMPLETION_TIMEOUT_S).json()
         client.close()
     except CommandError:

@@ -13,6 +13,7 @@ from rik.cli.command import ResourceGroup, complete_workloads, connect
 from rik.cli.document import file_option, read_source
 from rik.cli.errors import EXIT_FAILED, RequestRefused
 from rik.cli.output import note, say, warn
+from rik.cli.spelling import spelled
 from rik.cli.story import explanation
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def create_workload(path: str, quiet: bool, dry_run: bool) -> None:
         made = client.post_bytes("workloads.create", source.body, source.media_type, query=query).json()
     except RequestRefused as error:
         if error.status == 409 and not error.next_step:
-            error.next_step = "rik get workloads shows what there is; rik delete workload NAME makes room"
+            error.next_step = f"choose another name; {spelled('get workloads')} shows those that are taken"
         raise
     warn(made.get("warnings") or ())
     if dry_run:
@@ -48,7 +49,7 @@ def create_workload(path: str, quiet: bool, dry_run: bool) -> None:
         say(made["id"])
     else:
         say(f"workload created: {made['id']}")
-        note(f"next: rik create instance -w {made['id']}")
+        note(f"next: {spelled('create instance -w')} {made['id']}")
 
 
 @create.command("instance")
@@ -97,7 +98,7 @@ def create_instances(client: Client, workload: str, replicas: int, name: str | N
         names = client.post("instances.create", body).json()
     except RequestRefused as error:
         if error.status == 404 and not error.next_step:
-            error.next_step = "rik get workloads lists those there are; rik create workload -f FILE makes one"
+            error.next_step = f"{spelled('get workloads')} lists those there are"
         raise
     return [str(made) for made in names]
 

@@ -13,6 +13,7 @@ from rik.cli.command import ResourceGroup, complete_instances, complete_workload
 from rik.cli.errors import EXIT_FAILED, RequestRefused
 from rik.cli.get import find
 from rik.cli.output import note, say
+from rik.cli.spelling import spelled
 from rik.cli.story import is_final, why
 
 wait_option = click.option("--wait", is_flag=True, help="Return when they are gone, not when that was accepted.")
@@ -128,7 +129,7 @@ async def delete_and_wait(
                     tell(record)
                     del left[record["uid"]]
                 elif is_final(record) and record.get("reason") == "DestroyFailed":
-                    note(f"error: {record['name']} could not be destroyed: {why(record)}\nnext: rik audit")
+                    note(f"error: {record['name']} could not be destroyed: {why(record)}\nnext: {spelled('audit')}")
                     del left[record["uid"]]
                     code = EXIT_FAILED
     return code

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import click
@@ -19,6 +20,7 @@ from rik.cli.command import (
 )
 from rik.cli.get import INSTANCE_COLUMNS, find
 from rik.cli.output import Column, aligned, clean, paint, paint_status, say, write_exactly, write_yaml
+from rik.cli.spelling import spelled
 from rik.cli.story import ending, is_final, port_line, progress_phrase, tail_lines
 
 LABEL_WIDTH = 13
@@ -33,7 +35,7 @@ CONTAINER_COLUMNS = (
     Column("End", ending),
     Column("Started", lambda c: absolute(c.get("started_at"))),
     Column("Ended", lambda c: absolute(c.get("ended_at"))),
-    Column("Ran for", lambda c: between(c.get("started_at"), c.get("ended_at"))),
+    Column("Ran for", lambda c: between(c.get("started_at"), c.get("ended_at"), datetime.now(UTC))),
 )
 
 
@@ -164,7 +166,7 @@ def _history(record: dict[str, Any]) -> list[str]:
     lines = []
     for index, step in enumerate(steps):
         following = steps[index + 1].get("at") if index + 1 < len(steps) else None
-        lasted = between(step.get("at"), following)
+        lasted = between(step.get("at"), following, None if is_final(step) else datetime.now(UTC))
         status = str(step.get("status"))
         shown = paint_status(status) + " " * max(0, 10 - len(status))
         lines.append(f"{absolute(step.get('at'))}  {shown}  {lasted:>9}  {clean(step.get('message') or '')}".rstrip())
@@ -195,15 +197,15 @@ def _events(events: Sequence[dict[str, Any]]) -> list[str]:
 def _next_steps(record: dict[str, Any], post_mortem: bool) -> list[str]:
     name = record.get("name")
     status = record.get("status")
-    steps = [f"rik logs {record.get('uid') if post_mortem else name}"]
+    steps = [spelled(f"logs {record.get('uid') if post_mortem else name}")]
     if status in ("Pending", "Failed") and not any(c.get("started_at") for c in record.get("containers") or ()):
-        steps = [f"rik explain {name}"] if not post_mortem else steps
+        steps = [spelled(f"explain {name}")] if not post_mortem else steps
         if record.get("node"):
-            steps.append(f"rik doctor --node {record['node']}")
+            steps.append(spelled(f"doctor --node {record['node']}"))
     elif status == "Running":
-        steps.append(f"rik exec -it {name} -- sh")
+        steps.append(spelled(f"exec -it {name} -- sh"))
     if record.get("reason") == "DestroyFailed":
-        steps.append("rik audit")
+        steps.append(spelled("audit"))
     return steps
 
 
@@ -228,7 +230,7 @@ def workload_lines(entry: dict[str, Any], instances: Sequence[dict[str, Any]]) -
         columns = [column for column in INSTANCE_COLUMNS if not column.wide]
         lines += _section(head, aligned(columns, _cells(columns, instances[:ROWS_MAX])))
     else:
-        lines += ["", "no instances", f"next: rik create instance -w {entry['name']}"]
+        lines += ["", "no instances", f"next: {spelled('create instance -w')} {entry['name']}"]
     return lines
 
 
@@ -252,7 +254,7 @@ def node_lines(node: dict[str, Any], instances: Sequence[dict[str, Any]]) -> lis
         head = f"Instances ({plural(len(running), 'instance')})"
         columns = [column for column in INSTANCE_COLUMNS if not column.wide]
         lines += _section(head, aligned(columns, _cells(columns, running[:ROWS_MAX])))
-    return [*lines, "", f"next: rik doctor --node {node.get('name')}"]
+    return [*lines, "", f"next: {spelled('doctor --node')} {node.get('name')}"]
 
 
 def _capabilities(runtimes: Iterable[dict[str, Any]]) -> list[str]:

@@ -11,6 +11,7 @@ import click
 from rik.cli.client import Client
 from rik.cli.command import ClientCommand, complete_nodes, connect, plural
 from rik.cli.errors import EXIT_FAILED, RequestRefused, Unreachable
+from rik.cli.get import shortened
 from rik.cli.output import Column, clean, note, paint, say, write_exactly, write_table
 
 FIND_TIMEOUT_S = 3.0
@@ -27,7 +28,7 @@ RESOURCE_COLUMNS = (
     Column("Kind", lambda item: item.get("kind") or ""),
     Column("Name", lambda item: item.get("name") or ""),
     Column("Owner", lambda item: item.get("owner") or ""),
-    Column("Detail", lambda item: item.get("detail") or ""),
+    Column("Detail", lambda item: shortened(item.get("detail") or "")),
 )
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import click
 
 from rik.cli.errors import CommandError, Usage
+from rik.cli.spelling import spelled
 from rik.errors import DocumentError
 
 STDIN = "-"
@@ -98,7 +99,7 @@ def for_image(image: str, command: tuple[str, ...]) -> dict[str, Any]:
     if command:
         container["command"] = list(command)
     elif image == "host":
-        raise Usage("the image `host` needs a command", next_step="rik run host -- COMMAND…")
+        raise Usage("the image `host` needs a command", next_step=spelled("run host -- COMMAND…"))
     return {"apiVersion": "v1", "kind": "Pod", "name": name, "spec": {"containers": [container]}}
 
 

@@ -17,6 +17,7 @@ from rik.cli.client import Client, Query
 from rik.cli.command import ClientCommand, connect, instance_argument
 from rik.cli.errors import CommandError, Usage
 from rik.cli.output import note
+from rik.cli.spelling import spelled
 
 if TYPE_CHECKING:
     from trio_websocket import WebSocketConnection
@@ -41,7 +42,7 @@ def exec_(instance: str, command: tuple[str, ...], with_input: bool, tty: bool, 
     with_input, tty = with_input or flags["stdin"], tty or flags["tty"]
     container = flags["container"] or container
     if not words:
-        raise Usage("no command was given", next_step=f"rik exec {instance} -- COMMAND…")
+        raise Usage("no command was given", next_step=spelled(f"exec {instance} -- COMMAND…"))
     size = terminal_size() if tty and sys.stdout.isatty() else None
     query: Query = {
         "command": list(words),
@@ -167,7 +168,7 @@ class Session:
         if code is None and not self.detached:
             raise CommandError(
                 "the connection ended before the exit code came",
-                next_step=f"rik describe instance {instance} says whether it still runs",
+                next_step=f"{spelled(f'describe instance {instance}')} says whether it still runs",
             )
         return code or 0
 

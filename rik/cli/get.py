@@ -22,6 +22,7 @@ from rik.cli.command import (
 )
 from rik.cli.errors import CommandError, RequestRefused
 from rik.cli.output import Column, aligned, clean, say, show
+from rik.cli.spelling import spelled
 from rik.cli.story import short_ports, status_phrase, why
 
 POLL_S = 2.0  # what has no watch of its own (workloads, nodes, events) is asked for again this often
@@ -40,7 +41,7 @@ INSTANCE_COLUMNS = (
     Column("Node", lambda record: record.get("node") or ""),
     Column("Age", lambda record: age(record.get("created_at"))),
     Column("Ports", short_ports),
-    Column("Why", lambda record: _shortened(why(record))),
+    Column("Why", lambda record: shortened(why(record))),
     Column("Kind", lambda record: record.get("kind") or "", wide=True),
     Column("IP", lambda record: record.get("ip") or "", wide=True),
     Column("Updated", lambda record: age(record.get("updated_at")), wide=True),
@@ -51,7 +52,7 @@ WORKLOAD_COLUMNS = (
     Column("Name", lambda entry: entry["name"]),
     Column("Kind", lambda entry: entry["value"].get("kind") or ""),
     Column("Replicas", lambda entry: str(entry["value"].get("replicas") or 1), right=True),
-    Column("Runs", lambda entry: _shortened(_runs(entry["value"]))),
+    Column("Runs", lambda entry: shortened(_runs(entry["value"]))),
     Column("Id", lambda entry: entry["id"], wide=True),
 )
 
@@ -190,7 +191,7 @@ def find(client: Client, call: str, name: str, what: str) -> Answer:
     raise RequestRefused(
         f"there is no {what} `{name}`",
         status=404,
-        next_step=f"did you mean `{near[0]}`?" if near else f"rik get {what}s lists those there are",
+        next_step=f"did you mean `{near[0]}`?" if near else f"{spelled(f'get {what}s')} lists those there are",
     )
 
 
@@ -242,7 +243,8 @@ def values(entries: Any) -> list[Any]:
     return [entry.get("value", entry) for entry in entries]
 
 
-def _shortened(text: str) -> str:
+def shortened(text: str) -> str:
+    """At most MESSAGE_CHARS of it, for a column of a table."""
     return text if len(text) <= MESSAGE_CHARS else text[: MESSAGE_CHARS - 1] + "…"
 
 

@@ -16,6 +16,7 @@ import click
 
 import rik
 from rik.cli.errors import EXIT_BROKEN_PIPE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, CommandError
+from rik.cli.spelling import SERVER, TOKEN
 from rik.errors import RikError
 
 if TYPE_CHECKING:
@@ -105,8 +106,8 @@ def cli(ctx: click.Context, server: str | None, token: str | None) -> None:
 
     A first look, with nothing installed: `rik serve --demo` in one terminal, `rik run examples/hello.json` in another.
     """
-    ctx.meta["rik.server"] = server
-    ctx.meta["rik.token"] = token
+    ctx.meta[SERVER] = server
+    ctx.meta[TOKEN] = token
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:

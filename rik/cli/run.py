@@ -18,6 +18,7 @@ from rik.cli.delete import delete_and_wait, delete_one_instance, delete_one_work
 from rik.cli.document import for_image, looks_like_file, named_by_content, parse, read_source, with_command
 from rik.cli.errors import EXIT_INTERRUPTED, CommandError, RequestRefused, Unreachable, Usage
 from rik.cli.output import note, paint, warn
+from rik.cli.spelling import spelled
 from rik.cli.story import exit_code, is_final, port_place
 
 STREAMS_MAX = 32  # instances whose output is shown at once; more would be unreadable, and a websocket each
@@ -112,7 +113,7 @@ def prepare(client: Client, document: dict[str, Any], target: str, own_name: boo
     name = document["name"]
     raise CommandError(
         f"there is a workload `{name}` already, and its document is another than {target}",
-        next_step=f"give this one another name, or remove the other: rik delete workload {name}",
+        next_step=f"give this one another name, or remove the other: {spelled(f'delete workload {name}')}",
     )
 
 
@@ -228,8 +229,8 @@ def _tell_detached(names: list[str], words: IO[str]) -> None:
     if not names:
         return
     click.echo(f"\ndetached; {listed(names)} {'goes' if len(names) == 1 else 'go'} on running", file=words)
-    click.echo(f"  see it:   rik logs -f {names[0]}", file=words)
-    click.echo(f"  stop it:  rik delete instance {' '.join(names[:5])}", file=words)
+    click.echo(f"  see it:   {spelled('logs -f')} {names[0]}", file=words)
+    click.echo(f"  stop it:  {spelled('delete instance')} {' '.join(names[:5])}", file=words)
 
 
 def _clean_up(client: Client, prepared: Prepared, names: list[str]) -> None:

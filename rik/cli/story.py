@@ -7,6 +7,7 @@ from typing import Any
 
 from rik.cli.amounts import absolute, amount, between
 from rik.cli.output import clean
+from rik.cli.spelling import spelled
 
 FINAL = ("Failed", "Terminated")
 LAST_LINES = 10
@@ -97,7 +98,7 @@ def explanation(instance: Record, *, with_output: bool = True) -> list[str]:
         if tail:
             lines.append("  last lines of output:")
             lines.extend(f"    {line}" for line in tail_lines(tail))
-    lines.append(f"  next: rik describe instance {name}")
+    lines.append(f"  next: {spelled(f'describe instance {name}')}")
     return lines
 
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import click
 
-from rik.cli.amounts import age, amount, cores
+from rik.cli.amounts import age, amount, cores, duration
 from rik.cli.client import Client
 from rik.cli.command import ResourceGroup, connect
 from rik.cli.errors import RequestRefused
 from rik.cli.get import values
-from rik.cli.output import Column, say, write_exactly, write_table
+from rik.cli.output import Column, note, say, write_exactly, write_table
 
 style_option = click.option(
     "-o", "--output", "style", type=click.Choice(["table", "json"]), default="table", help="How to print it."
@@ -33,7 +33,7 @@ INSTANCE_COLUMNS = (
     Column("Instance", lambda row: row["instance"]),
     Column("Container", lambda row: row.get("name") or ""),
     Column("CPU (cores)", lambda row: cores(row.get("cpu_millis")), right=True),
-    Column("CPU time", lambda row: amount(row.get("cpu_seconds"), "s"), right=True),
+    Column("CPU time", lambda row: _seconds(row.get("cpu_seconds")), right=True),
     Column("Memory", lambda row: amount(row.get("memory_bytes"), "bytes"), right=True),
     Column("Pids", lambda row: amount(row.get("pids")), right=True),
     Column("Received", lambda row: amount(row.get("network_rx_bytes"), "bytes"), right=True),
@@ -87,6 +87,8 @@ def _stats(client: Client, name: str) -> bytes | None:
     except RequestRefused as error:
         if error.status not in (404, 409, 503):
             raise
+        if error.status == 503:
+            note(f"warning: nothing is known of {name}: {error.message}")
         return None
 
 
@@ -98,6 +100,10 @@ def _member(name: str, body: bytes) -> bytes:
 
 def _metric(node: dict[str, Any], name: str, unit: str = "") -> str:
     return amount((node.get("metrics") or {}).get(name), unit)
+
+
+def _seconds(value: Any) -> str:
+    return duration(value) if isinstance(value, int | float) else "-"
 
 
 def _percent(node: dict[str, Any], name: str) -> str:

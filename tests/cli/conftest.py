@@ -26,6 +26,7 @@ class Rik:
 
     def __init__(self, url: str) -> None:
         self.url = url
+        self._started: list[subprocess.Popen[str]] = []
         base = {key: value for key, value in os.environ.items() if not key.startswith("RIK")}
         self.env = {**base, "HOME": "/nonexistent", "RIK_CLUSTER_SERVER": url, "COLUMNS": "200", "TZ": "UTC"}
 
@@ -50,8 +51,8 @@ class Rik:
         return done.stdout
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """Starts it; both outputs come in one stream, line by line."""
-        return subprocess.Popen(
+        """Starts it; both outputs come in one stream, line by line. Ended with the test, if it still runs then."""
+        process = subprocess.Popen(
             [sys.executable, "-m", "rik", *arguments],
             cwd=ROOT,
             env=self.env,
@@ -60,6 +61,17 @@ class Rik:
             stderr=subprocess.STDOUT,
             text=True,
         )
+        self._started.append(process)
+        return process
+
+    def end_started(self) -> None:
+        while self._started:
+            process = self._started.pop()
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
 
     def api(self, path: str, body: Any = None) -> Any:
         """The decoded answer; None for none."""
@@ -163,6 +175,13 @@ class Terminal:
             return False
         self.seen += data.decode(errors="replace")
         return bool(data)
+
+
+@pytest.fixture(autouse=True)
+def end_started(request: pytest.FixtureRequest) -> Iterator[None]:
+    yield
+    if "rik" in request.fixturenames:
+        request.getfixturevalue("rik").end_started()
 
 
 @pytest.fixture
