@@ -24,6 +24,12 @@ DESTROY_S = 30.0
 NORMAL = "Normal"
 WARNING = "Warning"
 
+# What is said of a status when its worker says nothing.
+UNEXPLAINED = {
+    Status.RUNNING: "every command was executed and is alive",
+    Status.DESTROYING: "being stopped",
+}
+
 
 class Step(msgspec.Struct, frozen=True):
     """One change to come, of an instance or (kind postmortem) of its post-mortem."""
@@ -106,7 +112,7 @@ def observe(instance: Instance, spec: Spec, report: Report, now: int) -> list[St
             steps += _observed(record, report.status, at, message, spec, reason=report.reason, **observed)
     elif report.status == record.status and not record.status.final:
         observed = _observations(record, report)
-        if report.status != Status.DESTROYING or not record.deleted:
+        if report.status != Status.DESTROYING or not record.deleted:  # what was deleted is stopped for that reason
             observed |= {"reason": report.reason, "message": report.message or record.message}
         if record.step and record.status == Status.CREATING:
             observed["step"] = record.step  # how far it came is told live; that it was begun is known already
@@ -269,7 +275,9 @@ def _observed(
     instance: Instance, status: Status, at: int, message: str, spec: Spec, *, reason: str = "", **fields: Any
 ) -> list[Step]:
     deadline = _destroying_deadline(spec, at) if status == Status.DESTROYING else 0
-    return _advance(instance, status, at, message, reason=reason, deadline_at=deadline, **fields)
+    return _advance(
+        instance, status, at, message or UNEXPLAINED.get(status, ""), reason=reason, deadline_at=deadline, **fields
+    )
 
 
 def _observations(instance: Instance, report: Report) -> dict[str, Any]:
