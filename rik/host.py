@@ -142,7 +142,6 @@ async def running(settings: Settings, data: DataDirectory, environment: Environm
                 host=SystemHost(data.path),
                 roles=settings.roles,
                 data_dir=data.path,
-                host_id=data.host_id,
             )
             nursery.start_soon(worker.run)
         info = ClusterInfo(id=store.cluster_id, leader=settings.worker.node, store=store.name)

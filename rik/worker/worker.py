@@ -85,7 +85,6 @@ class Worker:
         host: Host,
         roles: tuple[str, ...] = ("worker",),
         data_dir: Path | None = None,
-        host_id: str = "",
     ) -> None:
         self.joined = trio.Event()
         self._environment = environment
@@ -97,7 +96,6 @@ class Worker:
         self._host = host
         self._roles = roles
         self._data_dir = data_dir
-        self._host_id = host_id
         self._capabilities: tuple[Capability, ...] = ()
         self._supervisors: dict[str, Supervisor] = {}
         self._closing = trio.Event()
@@ -365,7 +363,8 @@ class Worker:
         if self._data_dir is None:
             return []
         address = self._settings.publish_address
-        checks = await examine(self._capabilities, self._data_dir, address, self._host_id)
+        # Without trying cgroups again: that ends by removing the ones of this host, which the runtime relies on.
+        checks = await examine(self._capabilities, self._data_dir, address)
         return [msgspec.structs.asdict(check) for check in checks]
 
 
