@@ -159,7 +159,7 @@ def test_audit_and_top(rik: Rik) -> None:
     assert uid in audited
     assert audited.endswith("no orphans\n")
     table = rik.ok("top", "instances").splitlines()
-    assert table[1:] and table[1].split()[:2] == [name, "main"], (table, rik.api(f"instances.get/{name}"))
+    assert table[1:] and table[1].split()[:2] == [name, "main"], rik.api(f"instances.get/{name}")
     assert rik.ok("top", "nodes").splitlines()[0].startswith("NAME")
     rik.remove("busy")
 
