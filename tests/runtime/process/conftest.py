@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ import trio
 
 from rik.environment import SystemEnvironment
 from rik.images.store import ImageStore
+from rik.images.unpack import remove_tree
 from rik.linux.idmap import IdMap, Unavailable, detect
 from rik.messages import Assignment, ReadLogs
 from rik.model.instance import LogLine, Progress
@@ -152,11 +154,13 @@ def idmap() -> IdMap | Unavailable:
 
 
 @pytest.fixture
-def data_dir(tmp_path: Path) -> Iterator[Path]:
-    """Private, as RIK's own is."""
-    path = tmp_path / "data"
+def data_dir() -> Iterator[Path]:
+    """Private, as RIK's own is. What is in it may belong to ids of the pods, and must be removed accordingly."""
+    parent = Path(tempfile.mkdtemp(prefix="rik-test-pods-"))
+    path = parent / "data"
     path.mkdir(mode=0o700)
     yield path
+    trio.run(remove_tree, parent)
 
 
 @pytest.fixture

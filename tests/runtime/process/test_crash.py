@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from rik.linux.identity import processes, stat_fields
 from rik.linux.idmap import IdMap, Unavailable
 from rik.messages import Exec
 from rik.runtime.base import Observed
@@ -26,6 +27,7 @@ import sys, trio
 from pathlib import Path
 from rik.environment import SystemEnvironment
 from rik.images.store import ImageStore
+from rik.linux.identity import processes, stat_fields
 from rik.linux.idmap import detect
 from rik.messages import Assignment
 from rik.runtime.base import Pod
@@ -88,12 +90,9 @@ async def test_stopped_supervisor_is_not_waited_for(bench: Bench, monkeypatch: p
 async def test_first_process_of_a_container_killed(bench: Bench) -> None:
     """When somebody kills a container's first process the container was killed, and its sibling is stopped."""
     pod, _ = await bench.start(container("a", "sleep", "600"), container("b", "sleep", "600"))
-    stats = await bench.runtime.stats(pod.uid)
-    assert [item.name for item in stats] == ["a", "b"]
-    children = subprocess.run(
-        ["pgrep", "-P", str(await _first_process(bench, pod.uid))], capture_output=True, text=True, check=True
-    ).stdout.split()
-    os.kill(int(children[0]), signal.SIGKILL)
+    parent = await _first_process(bench, pod.uid)
+    children = [pid for pid in processes() if (fields := stat_fields(pid)) is not None and int(fields[1]) == parent]
+    os.kill(min(children), signal.SIGKILL)
     ended = await bench.runtime.wait(pod.uid, lambda observed: None)
     assert ended.failure is not None
     assert (ended.failure.reason, ended.failure.container) == ("Killed", "a")
@@ -128,14 +127,18 @@ async def test_ended_while_nobody_looked(bench: Bench) -> None:
     assert [(state.exit_code, state.signal) for state in ended.containers] == [(7, None), (143, "SIGTERM")]
 
 
-async def _crash(bench: Bench, step: str, uid: str, verb: str = "start", bind: str = "") -> subprocess.Popen[bytes]:
-    """A RIK that is killed at a step of its own (or none), run to that point."""
+def _spawn(bench: Bench, step: str, uid: str, verb: str, bind: str) -> subprocess.Popen[bytes]:
+    """A RIK that is killed at a step of its own (or not: "" is no step), run to that point."""
     command = [sys.executable, "-c", _CRASHING, str(bench.data_dir), bench.host_id, uid, bind, verb]
     environment = {**os.environ, "RIK_CRASH_AT": step, "PYTHONPATH": os.getcwd()}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE)
     assert process.stdout is not None
-    await trio.to_thread.run_sync(process.stdout.readline)
+    process.stdout.readline()
     return process
+
+
+async def _crash(bench: Bench, step: str, uid: str, verb: str = "start", bind: str = "") -> subprocess.Popen[bytes]:
+    return await trio.to_thread.run_sync(_spawn, bench, step, uid, verb, bind)
 
 
 _PREPARING = ["directory", "images", "cgroups", "spec"]

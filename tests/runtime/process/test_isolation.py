@@ -87,7 +87,11 @@ async def test_the_hosts_kernel_cannot_be_configured(bench: Bench) -> None:
 
 async def test_its_first_process_tells_nothing(bench: Bench) -> None:
     """The environment and memory of RIK's process in a container cannot be read from inside."""
-    text = "cat /proc/1/environ 2>/dev/null | wc -c; ls /proc/1/fd 2>/dev/null | wc -l; head -c1 /proc/1/mem 2>/dev/null || echo no"
+    text = """
+    cat /proc/1/environ 2>/dev/null | wc -c
+    ls /proc/1/fd 2>/dev/null | wc -l
+    head -c1 /proc/1/mem 2>/dev/null || echo no
+    """
     pod, _ = await bench.run(script("a", text))
     assert (await bench.text(pod)).split() == ["0", "0", "no"]
 

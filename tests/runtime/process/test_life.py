@@ -142,7 +142,14 @@ async def test_environment_and_user(bench: Bench) -> None:
 async def test_other_user(bench: Bench, require: Any) -> None:
     """`user` runs the command as that user, without capabilities, able to open its own output by name."""
     require("subordinate-ids", reason="another user needs another id")
-    pod, ended = await bench.run(script("a", "id -u; grep CapEff /proc/self/status; echo x > /dev/stdout", user="1"))
+    pod, ended = await bench.run(
+        script(
+            "a",
+            "id -u; grep CapEff /proc/self/status; cat /etc/hosts /etc/resolv.conf /etc/hostname >/dev/null; "
+            "touch /tmp/x; echo x > /dev/stdout",
+            user="1",
+        )
+    )
     assert ended.failure is None, await bench.text(pod, "stderr")
     assert (await bench.text(pod)).split() == ["1", "CapEff:", "0000000000000000", "x"]
 

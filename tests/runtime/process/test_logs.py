@@ -167,7 +167,7 @@ async def test_following_ends_with_the_pod(bench: Bench) -> None:
 @pytest.mark.require("root", reason="a file system of a size of its own must be mounted")
 async def test_full_disk_ends_no_pod(data_dir: Path, bench: Bench) -> None:
     """On a full disk a pod runs on, its end is told, and it can be removed."""
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,mode=700", "tmpfs", str(data_dir)], check=True)
+    await trio.run_process(["mount", "-t", "tmpfs", "-o", "size=1m,mode=700", "tmpfs", str(data_dir)])
     try:
         for path in (bench.runtime.layout.pods, bench.runtime.layout.logs):
             path.mkdir()
@@ -177,4 +177,4 @@ async def test_full_disk_ends_no_pod(data_dir: Path, bench: Bench) -> None:
         await bench.runtime.remove(pod.uid)
         assert [item for item in await bench.runtime.inventory() if item.kind != "mount"] == []
     finally:
-        subprocess.run(["umount", "-l", str(data_dir)], check=True)
+        await trio.run_process(["umount", "-l", str(data_dir)])

@@ -86,6 +86,7 @@ def _live(
 ) -> int:
     isolated = pod["mode"] != "plain"
     syscalls.set_process_name(f"rik:{container['name']}")
+    os.umask(0o022)  # what is made here is for the container's users to read
     _expect(channel, "build")
     if isolated:
         # The helper that forked this process is gone, so its parent is the pod init's only thread.

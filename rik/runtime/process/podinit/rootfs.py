@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 
 from rik.linux import syscalls
 from rik.runtime.process.podinit import flatten, furnish
@@ -111,6 +112,8 @@ def _layered(container: dict[str, Any], layers: list[int], findings: dict[str, s
     home = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     os.chdir(STAGE)
     try:
+        # The root directory of an overlay is the upper one: it must be as the image's.
+        os.chmod(f"rw/{UPPER}", stat.S_IMODE(os.stat(str(len(paths) - 1)).st_mode) if paths else 0o755)
         _overlay(len(paths))
     except OSError as error:
         findings["layers"] = f"copied, not shared: an overlay is refused here ({error.strerror})"
