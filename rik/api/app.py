@@ -82,7 +82,11 @@ class Application:
                 self._metrics.count(scope.get("rik.operation", ""), 101, trio.current_time() - started)
             sending.since = trio.current_time()
             try:
-                await send(message)
+                # The last message makes hypercorn wait for the connection's next request, with a timeout and an ear for
+                # the end; Quart cancels whoever sends it in the middle of that.
+                last = kind == "http.response.body" and not message.get("more_body", False)
+                with trio.CancelScope(shield=last):
+                    await send(message)
             finally:
                 sending.since = math.inf
 
@@ -229,7 +233,6 @@ def _quart(max_body_bytes: int) -> QuartTrio:
     quart.config["MAX_CONTENT_LENGTH"] = max_body_bytes
     quart.config["BODY_TIMEOUT"] = BODY_DEADLINE_S
     quart.config["RESPONSE_TIMEOUT"] = None  # `Connections` has its own, which can end a send that is shielded
-    quart.url_map.strict_slashes = False
     quart.url_map.merge_slashes = False
     quart.url_map.redirect_defaults = False
     return quart

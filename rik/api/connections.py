@@ -58,8 +58,8 @@ class Connections:
     def close(self, sending: Sending) -> None:
         self._sendings.discard(sending)
 
-    async def run(self, listener: socket.socket) -> None:
-        """Looks after them until cancelled; then ends every connection that `listener` has accepted."""
+    async def run(self, port: int) -> None:
+        """Looks after them until cancelled; then ends every connection to `port`, the one that is listened on."""
         try:
             while True:
                 await trio.sleep(LOOK_INTERVAL_S)
@@ -73,16 +73,15 @@ class Connections:
                     log.warning("ending %d connections whose clients do not read", len(stuck))
                     _end_pairs(stuck)
         finally:
-            end_all(listener)
+            end_all(port)
 
 
 def _end_pairs(pairs: set[tuple[Address | None, Address | None]]) -> None:
     end_connections(lambda ours, theirs: (theirs, ours) in pairs)
 
 
-def end_all(listener: socket.socket) -> None:
-    """Ends every connection to the port that `listener` is bound to."""
-    port = listener.getsockname()[1]
+def end_all(port: int) -> None:
+    """Ends every connection to this port."""
     end_connections(lambda ours, theirs: bool(ours[1] == port))
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 import socket
 from functools import partial
 
 import trio
-from hypercorn.config import Config
+from hypercorn.config import Config, Sockets
 from hypercorn.trio import serve
 
 from rik.api.app import Application
@@ -56,6 +55,11 @@ class Api:
         metrics = Metrics(view, self._service.hub, self._session)
         self._application = Application(self._service, metrics, Gate(settings), self._connections)
 
+    @property
+    def watchers(self) -> int:
+        """How many clients are watching."""
+        return self._service.hub.watchers
+
     def shutdown(self) -> None:
         """Begins an orderly end: nothing new is accepted, watchers are told; `run` returns within a few seconds."""
         self._service.closing.set()
@@ -64,12 +68,13 @@ class Api:
     async def run(self, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
         """Started with the URL once requests are accepted and the view is filled. Raises StartupError."""
         with _listen(self._settings) as listener:
+            port = listener.getsockname()[1]
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._session.run)
-                nursery.start_soon(self._connections.run, listener)
+                nursery.start_soon(self._connections.run, port)
                 nursery.start_soon(self._publish_progress)
                 nursery.start_soon(self._keep_house)
-                nursery.start_soon(self._end_connections, listener)
+                nursery.start_soon(self._end_connections, port)
                 async with trio.open_nursery() as serving:
                     urls = await serving.start(
                         partial(
@@ -95,10 +100,10 @@ class Api:
             await trio.sleep(HOUSEKEEPING_INTERVAL_S)
             self._service.hub.forget_snapshot()
 
-    async def _end_connections(self, listener: socket.socket) -> None:
+    async def _end_connections(self, port: int) -> None:
         await self._service.closing.wait()
         await trio.sleep(self._settings.shutdown_s * PATIENCE)
-        end_all(listener)
+        end_all(port)
 
 
 def _listen(settings: ApiSettings) -> socket.socket:
@@ -112,9 +117,19 @@ def _listen(settings: ApiSettings) -> socket.socket:
         ) from None
 
 
+class _Config(Config):
+    """Hypercorn's settings, with a socket that is bound already; whoever bound it closes it."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        super().__init__()
+        self._listener = listener
+
+    def create_sockets(self) -> Sockets:
+        return Sockets(secure_sockets=[], insecure_sockets=[self._listener], quic_sockets=[])
+
+
 def _config(settings: ApiSettings, listener: socket.socket) -> Config:
-    config = Config()
-    config.bind = [f"fd://{os.dup(listener.fileno())}"]  # hypercorn closes its own
+    config = _Config(listener)
     config.backlog = BACKLOG
     config.graceful_timeout = settings.shutdown_s
     config.keep_alive_timeout = settings.keep_alive_s

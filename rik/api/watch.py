@@ -122,8 +122,7 @@ class Watch:
             await self._gap(self._view.revision)  # a revision of another life of this cluster's data
         else:
             self._cursor = since
-            await self._catch_up()
-            await self._sync()
+            await self._replay()
 
     async def _round(self) -> None:
         view, interval_s = self._view, self._hub.settings.sync_interval_s * SYNC_MARGIN
@@ -132,23 +131,35 @@ class Watch:
             if view.revision - self._cursor > self._hub.furthest:
                 await self._gap(view.floor)
             else:
-                await self._catch_up()
-                await self._sync()
+                await self._replay()
             return
-        upto = view.revision
-        frames = list(islice(view.since(self._cursor), ROUND))
-        await self._deliver(frames)
-        self._cursor = frames[-1].change.revision if len(frames) == ROUND else upto
+        caught_up = await self._deliver_recent()
         await self._send_progress()
         if trio.current_time() >= self._synced_at + interval_s:
             await self._sync()
-        if len(frames) < ROUND:
+        if caught_up:
             with trio.move_on_at(self._synced_at + interval_s):
                 await changed.wait()
             rest_s = max(self._hub.rest_s(), self._hub.settings.batch_interval_s if self._batch else 0.0)
             if rest_s:
                 with trio.move_on_after(rest_s):
                     await self._closing.wait()
+
+    async def _deliver_recent(self) -> bool:
+        """One round of what the view has kept; whether that was everything."""
+        upto = self._view.revision
+        frames = list(islice(self._view.since(self._cursor), ROUND))
+        await self._deliver(frames)
+        self._cursor = frames[-1].change.revision if len(frames) == ROUND else upto
+        return len(frames) < ROUND
+
+    async def _replay(self) -> None:
+        """Everything from the cursor to the present, then `sync`."""
+        present = self._view.revision
+        await self._catch_up()
+        while self._view.floor <= self._cursor < present and not self._closing.is_set():
+            await self._deliver_recent()
+        await self._sync()
 
     async def _catch_up(self) -> None:
         """Replays from the store until the view's latest changes go on from there; or else a gap."""

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
+import trio
 from jsonschema import Draft202012Validator
 from trio_websocket import WebSocketConnection, open_websocket_url
 
@@ -54,7 +55,11 @@ class ApiClient(httpx.AsyncClient):
         """A websocket below `/api/v0`."""
         url = self.url.replace("http", "ws", 1) + "/api/v0/" + path
         async with open_websocket_url(url, max_message_size=MAX_MESSAGE_BYTES) as socket:
-            yield socket
+            try:
+                yield socket
+            finally:
+                if socket.closed:  # by the server: trio-websocket would leave the TCP connection to the garbage
+                    await trio.aclose_forcefully(socket._stream)
 
     @asynccontextmanager
     async def watch(self, query: str = "") -> AsyncIterator[Frames]:
@@ -62,6 +67,11 @@ class ApiClient(httpx.AsyncClient):
         await self._load()
         async with self.socket(f"instances.watch{'?' if query else ''}{query}") as socket:
             yield Frames(socket, self)
+
+    @property
+    def described(self) -> bool:
+        """Whether `/openapi.json` was read already."""
+        return self._document is not None
 
     def check_schema(self, name: str, value: Any) -> None:
         """Raises NotDescribed unless `value` is as the schema of that name says."""
