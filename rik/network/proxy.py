@@ -7,9 +7,12 @@ Nothing a client or an instance does ends a listener: what goes wrong with one c
 from __future__ import annotations
 
 import errno
+import logging
 from collections.abc import Awaitable, Callable
 
 import trio
+
+log = logging.getLogger(__name__)
 
 BUFFER_BYTES = 65_536
 # Connections of one port at a time; further ones wait in the kernel's backlog.
@@ -20,6 +23,8 @@ SESSION_IDLE_S = 60.0
 MAX_DATAGRAM_BYTES = 65_535
 # How long to wait when the process is out of descriptors or memory before accepting again.
 EXHAUSTED_PAUSE_S = 0.1
+# The same after an error on a UDP socket, so that one that stays does not take a whole core.
+REFUSED_PAUSE_S = 0.005
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 
 Dial = Callable[[], Awaitable[trio.abc.HalfCloseableStream]]
@@ -60,6 +65,8 @@ async def _serve_connection(
             async with inside, trio.open_nursery() as nursery:
                 nursery.start_soon(_pump, client, inside, nursery.cancel_scope)
                 await _pump(inside, client, nursery.cancel_scope)
+    except Exception:
+        log.exception("a connection to a published port met a fault in RIK")
     finally:
         places.release_on_behalf_of(holder)
 
@@ -86,6 +93,7 @@ async def serve_udp(bound: trio.socket.SocketType, dial: DialDatagrams) -> None:
                 try:
                     data, client = await bound.recvfrom(MAX_DATAGRAM_BYTES)
                 except OSError:  # an ICMP error for something sent before
+                    await trio.sleep(REFUSED_PAUSE_S)
                     continue
                 session = sessions.get(client)
                 if session is None:
@@ -131,6 +139,8 @@ async def _serve_session(
                 nursery.cancel_scope.cancel()
     except OSError:
         pass  # nothing listens inside: what was sent is lost, as on any network
+    except Exception:
+        log.exception("datagrams to a published port met a fault in RIK")
     finally:
         del sessions[client]
 
@@ -152,4 +162,4 @@ async def _answers(
             session.last_at = trio.current_time()
             await bound.sendto(data, client)
         except OSError:  # refused inside, or the client is gone: neither ends the session
-            await trio.lowlevel.checkpoint()
+            await trio.sleep(REFUSED_PAUSE_S)

@@ -5,6 +5,8 @@ The decision is a pure function of what the journal says and what the runtime se
 
 from __future__ import annotations
 
+import logging
+
 import msgspec
 import trio
 
@@ -13,7 +15,10 @@ from rik.messages import Report
 from rik.model.instance import Reason, Status
 from rik.runtime.base import Observed, Runtime
 from rik.worker.journal import Entry, Phase
-from rik.worker.supervisor import Action, Ending, Plan, Site, Supervisor
+from rik.worker.plan import Action, Ending, Plan, Site, fault_text
+from rik.worker.supervisor import Supervisor
+
+log = logging.getLogger(__name__)
 
 # Instances looked at at a time: each look may read files or start a program.
 PARALLEL_LOOKS = 8
@@ -78,6 +83,10 @@ async def adopt(
                 decided = plan(entry, observed, rebooted)
             except InstanceFailure as failure:
                 decided = Plan(Action.END, ending=Ending.failed(failure))
+            except Exception as fault:
+                log.exception("instance %s (%s) cannot be adopted", entry.assignment.name, entry.uid)
+                ending = Ending(Status.FAILED, Reason.INTERNAL_ERROR, fault_text(fault))
+                decided = Plan(Action.END, ending=ending)
         found[entry.uid] = Supervisor(site, runtime, entry), decided
 
     async with trio.open_nursery() as nursery:

@@ -19,7 +19,11 @@ INTERVAL_S = 60.0
 async def keep_logs(directory: Path, limit_bytes: int, live: Callable[[], frozenset[str]]) -> None:
     """Looks until cancelled; `live` are the instances whose logs are still written."""
     while True:
-        removed = await trio.to_thread.run_sync(trim, directory, limit_bytes, live())
+        try:
+            removed = await trio.to_thread.run_sync(trim, directory, limit_bytes, live())
+        except OSError as error:
+            log.warning("the logs in %s cannot be kept within bounds: %s", directory, error)
+            removed = []
         if removed:
             log.info("dropped the logs of %d ended instances to stay within %d bytes", len(removed), limit_bytes)
         await trio.sleep(INTERVAL_S)

@@ -97,7 +97,7 @@ def read_uids(path: Path) -> frozenset[str]:
 class _Job:
     def __init__(self, work: _Work) -> None:
         self.work = work
-        self.error: sqlite3.Error | None = None
+        self.error: Exception | None = None
         self.done = trio.Event()
 
 
@@ -150,7 +150,7 @@ class _Writer:
             self._environment.step("worker.journal.before-commit")
             self._connection.execute("COMMIT")
             self._environment.step("worker.journal.after-commit")
-        except sqlite3.Error as error:
+        except Exception as error:  # noqa: BLE001 - whoever waits must hear of it, whatever it is
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
             if len(group) == 1:

@@ -8,21 +8,19 @@ instance alone."""
 from __future__ import annotations
 
 import logging
-from enum import StrEnum
 
-import msgspec
 import trio
+from msgspec.structs import replace
 
-from rik.environment import Environment
 from rik.errors import InstanceFailure, StoreUnavailable
 from rik.messages import Stop
-from rik.model.instance import Port, Progress, Reason, Status, Transition
-from rik.network.publisher import CLUSTER_IP, Publisher, Target
+from rik.model.instance import Port, Progress, Reason, Status
+from rik.network.publisher import CLUSTER_IP, Target
 from rik.runtime.base import Failure, Observed, Pod, Runtime
-from rik.settings import WorkerSettings
-from rik.worker.journal import Entry, Journal, Phase
+from rik.worker.account import Account
+from rik.worker.journal import Entry, Phase
 from rik.worker.logtail import log_tail
-from rik.worker.reporter import Reporter
+from rik.worker.plan import Action, Ending, Plan, Site, fault_text, seconds
 
 log = logging.getLogger(__name__)
 
@@ -35,59 +33,13 @@ LAST_RETRY_S = 60.0
 REPUBLISH_S = 5.0
 
 
-class Site(msgspec.Struct, frozen=True):
-    """What all supervisors of a worker share. `starts` bounds how many instances are created at a time; `background`
-    is where tasks go that outlive a step."""
-
-    environment: Environment
-    settings: WorkerSettings
-    journal: Journal
-    reporter: Reporter
-    publisher: Publisher
-    starts: trio.CapacityLimiter
-    background: trio.Nursery
-
-
-class Action(StrEnum):
-    """Where a supervisor begins: with an order (`create`), with what already runs (`watch`), with a stop that was asked
-    for, with an end that is already known, or with the removal that follows it."""
-
-    CREATE = "create"
-    WATCH = "watch"
-    STOP = "stop"
-    END = "end"
-    REMOVE = "remove"
-
-
-class Ending(msgspec.Struct, frozen=True):
-    """How an instance ends, before it is tried: stopping it may still turn it into DestroyFailed."""
-
-    status: Status
-    reason: str = ""
-    message: str = ""
-
-    @classmethod
-    def failed(cls, failure: InstanceFailure | Failure) -> Ending:
-        message = str(failure) if isinstance(failure, InstanceFailure) else failure.message
-        return cls(Status.FAILED, failure.reason, message)
-
-
-class Plan(msgspec.Struct, frozen=True):
-    """What a supervisor begins with; `observed` goes with WATCH and END, `ending` with END."""
-
-    action: Action
-    observed: Observed = Observed("absent")
-    ending: Ending | None = None
-
-
 class Supervisor:
-    """`entry` is what the journal holds or is about to hold. `settled` is set once it runs or has ended, `ended` with
+    """`settled` is set once it runs or has ended, `ended` with
     its final report; `over` is true when nothing of it is left to be done, `forgettable` when the scheduler knows its
     end.
     """
 
     def __init__(self, site: Site, runtime: Runtime, entry: Entry) -> None:
-        self.entry = entry
         self.runtime = runtime
         self.settled = trio.Event()
         self.ended = trio.Event()
@@ -95,21 +47,20 @@ class Supervisor:
         self.forgettable = False
         self._site = site
         self._pod = Pod.of(entry.assignment)
-        self._report = entry.report
+        self._account = Account(site, entry)
         self._scope = trio.CancelScope()
         self._wish = entry.stop
         self._failure: Failure | None = None
         self._begun = False  # something of it may be running
         self._remains = ""  # what would not go away, in words
-        self._progress = Progress("queued")
 
     @property
     def uid(self) -> str:
-        return self.entry.uid
+        return self._pod.uid
 
     @property
     def status(self) -> Status:
-        return self._report.status
+        return self._account.status
 
     @property
     def grace_s(self) -> float:
@@ -136,12 +87,12 @@ class Supervisor:
     async def _abandon(self, fault: Exception) -> None:
         """Ends it as far as that is possible when the supervisor itself is at fault."""
         try:
-            await self._conclude(Ending(Status.FAILED, Reason.INTERNAL_ERROR, _fault_text(fault)))
+            await self._conclude(Ending(Status.FAILED, Reason.INTERNAL_ERROR, fault_text(fault)))
             await self._remove()
         except Exception:
             log.exception("instance %s is given up; `rik audit` names what is left of it", self.uid)
-            self._set(Status.FAILED, Reason.INTERNAL_ERROR, _fault_text(fault))
-            self._tell()
+            self._account.set(Status.FAILED, Reason.INTERNAL_ERROR, fault_text(fault))
+            self._account.tell()
 
     async def _run(self, plan: Plan) -> None:
         if plan.action is not Action.REMOVE:
@@ -176,22 +127,22 @@ class Supervisor:
             return Ending(Status.FAILED, Reason.CREATE_FAILED, f"it could not be created: {error}")
         except Exception as fault:
             log.exception("instance %s (%s) met a fault in RIK", self._pod.assignment.name, self.uid)
-            return Ending(Status.FAILED, Reason.INTERNAL_ERROR, _fault_text(fault))
+            return Ending(Status.FAILED, Reason.INTERNAL_ERROR, fault_text(fault))
 
     async def _create(self) -> Observed:
         environment, assignment = self._site.environment, self._pod.assignment
         environment.step("worker.accept.before-journal")
-        await self._put(Phase.ACCEPTED)
+        await self._account.write(Phase.ACCEPTED)
         environment.step("worker.accept.journaled")
-        self._tell()
+        self._account.tell()
         left_s = (assignment.creating_deadline_at - environment.now()) / 1000
         with trio.move_on_after(max(0.0, left_s)):
             if self._site.starts.available_tokens < 1:
-                self._show(Progress("queued"))
+                self._account.advance(Progress("queued"))
             async with self._site.starts:
                 await self._prepare()
                 return await self._start()
-        message = f"it was not running within {_seconds(self._pod.spec.creating_s)}; {_doing(self._progress)}"
+        message = f"it was not running within {seconds(self._pod.spec.creating_s)}; {self._account.doing()}"
         raise InstanceFailure(Reason.DEADLINE_EXCEEDED, message, next_step="see spec.deadlines.creatingSeconds")
 
     async def _prepare(self) -> None:
@@ -207,21 +158,21 @@ class Supervisor:
                 elif progress.done != received:
                     received = progress.done
                     idle.deadline = trio.current_time() + idle_s
-                self._show(progress)
+                self._account.advance(progress)
 
             self._site.environment.step("worker.prepare.before")
             await self.runtime.prepare(self._pod, report)
             self._site.environment.step("worker.prepare.done")
         if idle.cancelled_caught:
-            message = f"no byte of the image arrived for {_seconds(idle_s)}; {_doing(self._progress)}"
+            message = f"no byte of the image arrived for {seconds(idle_s)}; {self._account.doing()}"
             raise InstanceFailure(Reason.IMAGE_PULL_FAILED, message, next_step="check the registry and the network")
-        self._show(Progress("network"))
-        self._report = msgspec.structs.replace(self._report, ports=await self._publish(self._pod.spec.ports))
+        self._account.advance(Progress("network"))
+        self._account.publish(await self._publish(self._pod.spec.ports))
 
     async def _start(self) -> Observed:
         environment, start_s = self._site.environment, self._site.settings.start_s
-        self._show(Progress("start"))
-        await self._put(Phase.STARTING)
+        self._account.advance(Progress("start"))
+        await self._account.write(Phase.STARTING)
         environment.step("worker.start.journaled")
         self._begun = True
         with trio.move_on_after(start_s) as limit:
@@ -231,7 +182,7 @@ class Supervisor:
                 self._begun = False  # the runtime's promise
                 raise
         if limit.cancelled_caught:
-            message = f"its commands were not executed within {_seconds(start_s)}; the step was start"
+            message = f"its commands were not executed within {seconds(start_s)}; the step was start"
             raise InstanceFailure(Reason.DEADLINE_EXCEEDED, message)
         environment.step("worker.start.done")
         return observed
@@ -239,19 +190,19 @@ class Supervisor:
     async def _watch(self, observed: Observed) -> Ending:
         if observed.phase == "running":
             if self.status is Status.CREATING:
-                self._set(Status.RUNNING)
-            self._take(observed)
-            self._tell()
+                self._account.set(Status.RUNNING)
+            self._account.observe(observed)
+            self._account.tell()
             self.settled.set()
             self._site.environment.step("worker.running.reported")
-            await self._put_if_possible(Phase.RUNNING)
+            await self._account.write_if_possible(Phase.RUNNING)
             self._site.environment.step("worker.running.journaled")
         elif observed.phase == "failing":
             self._changed(observed)
         if observed.phase != "ended":
             observed = await self.runtime.wait(self.uid, self._changed)
         self._begun = False
-        self._take(observed)
+        self._account.observe(observed)
         failure = observed.failure or self._failure
         if failure is not None:
             return Ending.failed(failure)
@@ -261,11 +212,11 @@ class Supervisor:
 
     def _changed(self, observed: Observed) -> None:
         """Called by the runtime whenever a container's state changes."""
-        self._take(observed)
+        self._account.observe(observed)
         if observed.phase == "failing" and observed.failure is not None and self._failure is None:
             self._failure = observed.failure
-            self._set(Status.DESTROYING, observed.failure.reason, observed.failure.message)
-        self._tell()
+            self._account.set(Status.DESTROYING, observed.failure.reason, observed.failure.message)
+        self._account.tell()
 
     # --- from the end to the final report ----------------------------------------------------------------------------
 
@@ -273,12 +224,12 @@ class Supervisor:
         """Somebody asked for it. What had already failed by itself stays a failure."""
         wish = self._wish
         assert wish is not None, "only a wish interrupts an instance's life"
-        self.entry = msgspec.structs.replace(self.entry, stop=wish)
+        self._account.wish(wish)
         message = wish.message or "stopped on request"
-        self._set(Status.DESTROYING, wish.reason, message)
-        await self._put_if_possible(Phase.STOPPING)
+        self._account.set(Status.DESTROYING, wish.reason, message)
+        await self._account.write_if_possible(Phase.STOPPING)
         self._site.environment.step("worker.stop.journaled")
-        self._tell()
+        self._account.tell()
         if self._failure is not None:
             return Ending.failed(self._failure)
         return Ending(Status.FAILED if wish.reason else Status.TERMINATED, wish.reason, message)
@@ -287,8 +238,8 @@ class Supervisor:
         """Nothing of it runs afterwards, or the ending says what does; the outcome is durable before it is removed."""
         if self._begun:
             if self.status is not Status.DESTROYING:
-                self._set(Status.DESTROYING, ending.reason, ending.message)
-                self._tell()
+                self._account.set(Status.DESTROYING, ending.reason, ending.message)
+                self._account.tell()
             await self._stop()
             self._site.environment.step("worker.stop.done")
         self._site.publisher.withdraw(self.uid)
@@ -297,12 +248,11 @@ class Supervisor:
         except InstanceFailure as failure:
             log.warning("instance %s cannot be looked at: %s", self.uid, failure)
         else:
-            self._take(observed)
-        tail = await log_tail(self.runtime, self.uid)
-        self._report = msgspec.structs.replace(self._report, log_tail=tail or self._report.log_tail)
+            self._account.observe(observed)
+        self._account.keep_lines(await log_tail(self.runtime, self.uid))
         self._end(ending)
         self._site.environment.step("worker.outcome.before-journal")
-        await self._put_if_possible(Phase.REMOVING)
+        await self._account.write_if_possible(Phase.REMOVING)
         self._site.environment.step("worker.outcome.journaled")
 
     async def _stop(self) -> None:
@@ -312,29 +262,29 @@ class Supervisor:
             with trio.move_on_after(limit_s) as limit:
                 await self.runtime.stop(self.uid, grace_s)
             if limit.cancelled_caught:
-                self._remains = f"it did not stop within {_seconds(limit_s)}"
+                self._remains = f"it did not stop within {seconds(limit_s)}"
         except InstanceFailure as failure:
             self._remains = str(failure)
         except Exception as fault:
             log.exception("instance %s could not be stopped", self.uid)
-            self._remains = f"it could not be stopped: {_fault_text(fault)}"
+            self._remains = f"it could not be stopped: {fault_text(fault)}"
 
     def _end(self, ending: Ending) -> None:
         if not self._remains:
-            self._set(ending.status, ending.reason, ending.message)
+            self._account.set(ending.status, ending.reason, ending.message)
         else:
             message = f"{self._remains}; it was being stopped because: {ending.message}"
-            self._set(Status.FAILED, Reason.DESTROY_FAILED, message)
+            self._account.set(Status.FAILED, Reason.DESTROY_FAILED, message)
 
     async def _remove(self) -> None:
         """Removes what is left, says the final word, and keeps trying where it was not possible."""
         if not self._remains:
             await self._remove_once()
             if self._remains:
-                self._end(Ending(self.status, self._report.reason, self._report.message))
-                await self._put_if_possible(Phase.REMOVING)
+                self._end(Ending(self.status, self._account.report.reason, self._account.report.message))
+                await self._account.write_if_possible(Phase.REMOVING)
         self._site.environment.step("worker.remove.done")
-        self._tell()
+        self._account.tell()
         self._site.environment.step("worker.final.reported")
         self.settled.set()
         self.ended.set()
@@ -354,18 +304,17 @@ class Supervisor:
             with trio.move_on_after(self._site.settings.destroy_s) as limit:
                 await self.runtime.remove(self.uid)
             if limit.cancelled_caught:
-                self._remains = f"its remains could not be removed within {_seconds(self._site.settings.destroy_s)}"
+                self._remains = f"its remains could not be removed within {seconds(self._site.settings.destroy_s)}"
         except InstanceFailure as failure:
             self._remains = str(failure)
         except Exception as fault:
             log.exception("instance %s could not be removed", self.uid)
-            self._remains = f"its remains could not be removed: {_fault_text(fault)}"
+            self._remains = f"its remains could not be removed: {fault_text(fault)}"
 
     # --- ports -------------------------------------------------------------------------------------------------------
 
     async def _publish(self, ports: tuple[Port, ...]) -> tuple[Port, ...]:
         if self._pod.spec.host_network:  # its own sockets are the node's
-            replace = msgspec.structs.replace
             return tuple(port if port.type == CLUSTER_IP else replace(port, port=port.target_port) for port in ports)
         if not ports:
             return ()
@@ -375,69 +324,16 @@ class Supervisor:
 
     def _republish(self) -> None:
         """After a restart: the same ports again."""
-        if self._report.ports and not self._pod.spec.host_network:
+        if self._account.report.ports and not self._pod.spec.host_network:
             self._site.background.start_soon(self._keep_republishing)
 
     async def _keep_republishing(self) -> None:
-        while not self._report.status.final and self._begun:
+        while not self._account.report.status.final and self._begun:
             try:
-                await self._publish(self._report.ports)
+                await self._publish(self._account.report.ports)
                 if not self._begun:  # it ended meanwhile
                     self._site.publisher.withdraw(self.uid)
                 return
             except InstanceFailure as failure:
                 log.warning("instance %s runs, but its ports do not: %s", self._pod.assignment.name, failure)
             await trio.sleep(REPUBLISH_S)
-
-    # --- saying and writing ------------------------------------------------------------------------------------------
-
-    def _set(self, status: Status, reason: str = "", message: str = "") -> None:
-        report = self._report
-        transitions = report.transitions
-        if status is not report.status:
-            transitions = (*transitions, Transition(status, self._site.environment.now(), message))
-        replace = msgspec.structs.replace
-        self._report = replace(report, status=status, reason=reason, message=message, transitions=transitions)
-
-    def _take(self, observed: Observed) -> None:
-        if observed.phase == "absent":
-            return
-        report = self._report
-        self._report = msgspec.structs.replace(
-            report,
-            containers=observed.containers or report.containers,
-            ip=observed.ip or report.ip,
-            enforced=observed.enforced or report.enforced,
-        )
-
-    def _show(self, progress: Progress) -> None:
-        self._progress = progress
-        self._report = msgspec.structs.replace(self._report, step=progress.step)
-        self._site.reporter.tell_progress(self.uid, progress)
-
-    def _tell(self) -> None:
-        self._site.reporter.tell(self._report)
-
-    async def _put(self, phase: Phase) -> None:
-        self.entry = msgspec.structs.replace(self.entry, phase=phase, report=self._report)
-        await self._site.journal.put(self.entry)
-
-    async def _put_if_possible(self, phase: Phase) -> None:
-        """Where going on is safer than not: after a crash the runtime still knows what the journal does not."""
-        try:
-            await self._put(phase)
-        except StoreUnavailable as error:
-            log.error("instance %s goes on although %s", self.uid, error)
-
-
-def _fault_text(fault: Exception) -> str:
-    return f"a fault in RIK itself, not in the workload: {type(fault).__name__}: {fault}"
-
-
-def _doing(progress: Progress) -> str:
-    how_far = f" ({progress.done} of {progress.total} {progress.unit})".replace(" )", ")") if progress.total else ""
-    return f"the step was {progress.step}{how_far}"
-
-
-def _seconds(seconds: float) -> str:
-    return f"{seconds:g} s"

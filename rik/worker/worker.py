@@ -6,7 +6,7 @@ Instances do not notice whether there is a link: orders come over it and reports
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -16,25 +16,8 @@ import trio
 
 import rik
 from rik.environment import Environment
-from rik.errors import RikError, StoreUnavailable
-from rik.link.base import Link, LinkClosed
-from rik.messages import (
-    Assignment,
-    Forget,
-    FromWorker,
-    Heartbeat,
-    Hello,
-    NodeDescription,
-    Order,
-    Orders,
-    Rejected,
-    Report,
-    ReportsAcknowledged,
-    Run,
-    Stop,
-    ToWorker,
-    Welcome,
-)
+from rik.errors import InstanceFailure, StoreUnavailable
+from rik.messages import Assignment, Forget, Hello, NodeDescription, Order, Report, Run, Stop
 from rik.model.instance import Reason, Status, Transition
 from rik.model.node import Capability
 from rik.network.publisher import Publisher
@@ -46,24 +29,18 @@ from rik.worker.doctor import examine
 from rik.worker.journal import Entry, Journal
 from rik.worker.logkeeping import keep_logs
 from rik.worker.node import Host
+from rik.worker.plan import Action, Ending, Plan, Site, fault_text
 from rik.worker.reporter import Reporter
+from rik.worker.session import Connect, Sessions
 from rik.worker.streams import Streams
-from rik.worker.supervisor import Action, Ending, Plan, Site, Supervisor
+from rik.worker.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
 
-# Between two tries to reach the scheduler: from the first to the last, doubling, each shortened at random by up to
-# half.
-FIRST_RECONNECT_S = 0.5
-LAST_RECONNECT_S = 15.0
-# A node that was rejected asks again: whoever has its name may have gone.
-REJECTED_PAUSE_S = 60.0
 # At an orderly end that stops the instances: what is waited for their stops beyond grace, and for the scheduler's
 # answers.
 STOP_ALL_MARGIN_S = 10.0
 ACKNOWLEDGE_S = 3.0
-
-Connect = Callable[[], Awaitable[Link[FromWorker, ToWorker]]]
 
 
 class Worker:
@@ -142,7 +119,7 @@ class Worker:
         self._streams = Streams(
             self._environment, list(self._runtimes.values()), self._supervisors.get, self.audit, self.examine
         )
-        self._capabilities = tuple([await runtime.probe() for runtime in self._runtimes.values()])
+        self._capabilities = tuple([await _probe(runtime) for runtime in self._runtimes.values()])
         async with trio.open_nursery() as nursery:
             self._site = Site(
                 self._environment,
@@ -158,7 +135,7 @@ class Worker:
             await self._sweep()
             await self._journal.settle(self._host.boot_id)
             self._environment.step("worker.adopt.done")
-            nursery.start_soon(self._keep_connected)
+            nursery.start_soon(self._sessions().run, self._connect)
             if self._data_dir is not None:
                 logs = self._data_dir / "logs"
                 nursery.start_soon(keep_logs, logs, self._settings.log_retention_bytes, self.uids)
@@ -168,87 +145,29 @@ class Worker:
                 await self._stop_all()
             nursery.cancel_scope.cancel()
 
+    def _sessions(self) -> Sessions:
+        return Sessions(
+            self._environment,
+            self,
+            self._reporter,
+            self._streams,
+            heartbeat_interval_s=self._settings.heartbeat_interval_s,
+            joined=self.joined,
+        )
+
     async def _sweep(self) -> None:
         for runtime in self._runtimes.values():
-            for resource in await runtime.sweep(self.uids()):
-                log.info("swept %s %s, which belonged to nobody", resource.kind, resource.name)
-
-    # --- the link ----------------------------------------------------------------------------------------------------
-
-    async def _keep_connected(self) -> None:
-        pause_s = FIRST_RECONNECT_S
-        while True:
             try:
-                link = await self._connect()
-            except (OSError, LinkClosed, RikError) as error:
-                log.warning("the scheduler cannot be reached: %s", error or "the link was closed")
-            else:
-                try:
-                    refusal = await self._session(link)
-                finally:
-                    link.close()
-                if refusal:
-                    log.error("this node may not take part: %s", refusal)
-                    await trio.sleep(REJECTED_PAUSE_S)
-                    continue
-                if self.joined.is_set():
-                    pause_s = FIRST_RECONNECT_S
-            await trio.sleep(self._environment.jitter(pause_s))
-            pause_s = min(LAST_RECONNECT_S, pause_s * 2)
+                for resource in await runtime.sweep(self.uids()):
+                    log.info("swept %s %s, which belonged to nobody", resource.kind, resource.name)
+            except InstanceFailure as failure:  # the audit names it, and the next start tries again
+                log.error("something that belongs to nobody cannot be swept: %s", failure)
 
-    async def _session(self, link: Link[FromWorker, ToWorker]) -> str:
-        """From hello to the end of the link; returns why the node was rejected, "" when it was not."""
-        refusal = ""
-        held = self.uids()
-        try:
-            await link.send(Hello(self._id, self._epoch, self._description(), self._reporter.inventory()))
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._beat, link)
-                nursery.start_soon(self._accept_streams, link)
-                nursery.start_soon(self._reporter.run, link)
-                while True:
-                    message = await link.receive()
-                    if isinstance(message, Rejected):
-                        refusal = message.message
-                        nursery.cancel_scope.cancel()
-                        break
-                    self._handle(message, held)
-        except* LinkClosed:
-            log.info("the link to the scheduler was closed")
-        return refusal
+    # --- what a session asks for -------------------------------------------------------------------------------------
 
-    def _handle(self, message: Welcome | Orders | ReportsAcknowledged, held: frozenset[str]) -> None:
-        match message:
-            case Welcome():
-                named = {_uid(order) for order in message.orders}
-                for order in message.orders:
-                    self._obey(order)
-                for uid in held - named:  # nobody wants it any more
-                    self._obey(Stop(uid, message="the scheduler does not know it"))
-                self.joined.set()
-            case Orders():
-                for order in message.orders:
-                    self._obey(order)
-            case ReportsAcknowledged():
-                for uid in self._reporter.acknowledge(message.sequences):
-                    self._release(uid)
-
-    async def _beat(self, link: Link[FromWorker, ToWorker]) -> None:
-        sequence = 0
-        while True:
-            sequence += 1
-            metrics: dict[str, Any] = {**await self._host.metrics(), "instances": len(self._supervisors)}
-            await link.send(Heartbeat(sequence, metrics))
-            await trio.sleep(self._settings.heartbeat_interval_s)
-
-    async def _accept_streams(self, link: Link[FromWorker, ToWorker]) -> None:
-        async with trio.open_nursery() as nursery:
-            while True:
-                request, stream = await link.accept_stream()
-                nursery.start_soon(self._streams.serve, request, stream)
-
-    def _description(self) -> NodeDescription:
-        return NodeDescription(
+    def hello(self) -> Hello:
+        """Who this is, and everything it holds."""
+        node = NodeDescription(
             name=self._settings.node,
             roles=self._roles,
             labels=self._settings.labels,
@@ -257,10 +176,15 @@ class Worker:
             version=rik.__version__,
             boot_id=self._host.boot_id,
         )
+        return Hello(self._id, self._epoch, node, self._reporter.inventory())
+
+    async def metrics(self) -> dict[str, Any]:
+        """The host's numbers at this moment."""
+        return {**await self._host.metrics(), "instances": len(self._supervisors)}
 
     # --- orders ------------------------------------------------------------------------------------------------------
 
-    def _obey(self, order: Order) -> None:
+    def obey(self, order: Order) -> None:
         match order:
             case Run():
                 self._accept(order.assignment)
@@ -269,7 +193,7 @@ class Worker:
             case Forget():
                 if order.uid in self._supervisors:
                     self._stop(Stop(order.uid, message="the scheduler has given it up"))
-                self._release(order.uid)
+                self.release(order.uid)
 
     def _accept(self, assignment: Assignment) -> None:
         if assignment.uid in self._supervisors or self._closing.is_set():
@@ -287,7 +211,16 @@ class Worker:
             plan = Plan(
                 Action.END, ending=Ending(Status.FAILED, Reason.NO_CAPABLE_NODE, self._why_not(assignment.kind))
             )
-        self._begin(Supervisor(self._site, runtime, entry), plan)
+        try:
+            supervisor = Supervisor(self._site, runtime, entry)
+        except (KeyError, TypeError, ValueError) as fault:  # a document that this version of RIK cannot read
+            log.exception("the order for instance %s cannot be read", assignment.uid)
+            failed = Transition(Status.FAILED, now, fault_text(fault))
+            told = msgspec.structs.replace(report, status=Status.FAILED, transitions=(*report.transitions, failed))
+            reason = Reason.INTERNAL_ERROR
+            self._reporter.tell(msgspec.structs.replace(told, reason=reason, message=fault_text(fault)))
+            return
+        self._begin(supervisor, plan)
 
     def _stop(self, order: Stop) -> None:
         supervisor = self._supervisors.get(order.uid)
@@ -309,7 +242,7 @@ class Worker:
         if supervisor.forgettable:
             await self._forget(supervisor.uid)
 
-    def _release(self, uid: str) -> None:
+    def release(self, uid: str) -> None:
         """The scheduler knows how it ended: as soon as nothing is left of it here, the journal may drop it."""
         self._reporter.forget(uid)
         supervisor = self._supervisors.get(uid)
@@ -348,7 +281,7 @@ class Worker:
             for supervisor in supervisors:
                 await supervisor.ended.wait()
         with trio.move_on_after(ACKNOWLEDGE_S if self.joined.is_set() else 0):
-            while self._reporter.unacknowledged():
+            while self._supervisors or self._reporter.unacknowledged():
                 await trio.sleep(0.02)
 
     # --- rounds ------------------------------------------------------------------------------------------------------
@@ -368,5 +301,8 @@ class Worker:
         return [msgspec.structs.asdict(check) for check in checks]
 
 
-def _uid(order: Order) -> str:
-    return order.assignment.uid if isinstance(order, Run) else order.uid
+async def _probe(runtime: Runtime) -> Capability:
+    try:
+        return await runtime.probe()
+    except (InstanceFailure, OSError) as error:
+        return Capability(runtime.name, False, f"it could not be tried: {error}")

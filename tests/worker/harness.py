@@ -88,6 +88,7 @@ class Site:
             if welcome:
                 await self.scheduler.hello(seen)
                 await self.scheduler.welcome(*(Run(assignment) for assignment in self.scheduler.ordered))
+                await self.worker.joined.wait()
             yield self.worker
             nursery.cancel_scope.cancel()
 

@@ -12,7 +12,7 @@ from rik.model.instance import Status, Transition
 from rik.runtime.base import Observed
 from rik.worker.adopt import first_report, plan
 from rik.worker.journal import Entry, Phase
-from rik.worker.supervisor import Action
+from rik.worker.plan import Action
 from tests.worker.harness import Site
 from tests.worker.pretend import PretendedPublisher
 

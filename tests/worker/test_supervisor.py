@@ -281,6 +281,18 @@ async def test_removal_that_fails(autojump_clock: MockClock) -> None:
         assert "exited with code 9" in final.message
 
 
+async def test_a_deletion_that_leaves_something(autojump_clock: MockClock) -> None:
+    """A deleted instance of which something cannot be removed has one final status, Failed."""
+    site = Site()
+    async with site.running():
+        env = {"FAKE_FAIL": "DestroyFailed", "FAKE_FAIL_AT": "remove", "FAKE_FAIL_TIMES": "1"}
+        await site.scheduler.run(site.assignment("a", env))
+        await site.scheduler.until("a", Status.RUNNING)
+        await site.scheduler.stop("a")
+        assert (await site.scheduler.final("a")).reason == "DestroyFailed"
+        assert site.scheduler.history("a") == ["Creating", "Running", "Destroying", "Failed"]
+
+
 @pytest.mark.parametrize("verb", ["prepare", "start", "wait"])
 async def test_a_fault_of_rik_ends_one_instance(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture, verb: str
