@@ -287,7 +287,8 @@ class ProcessRuntime:
         return sock
 
     async def inventory(self) -> list[HostResource]:
-        return await trio.to_thread.run_sync(inventory.look, self.layout, self._cgroups)
+        found = await trio.to_thread.run_sync(inventory.look, self.layout, self._cgroups)
+        return [*found, *await self._images.inventory()]
 
     async def sweep(self, owned: frozenset[str]) -> list[HostResource]:
         strangers = [item for item in await self.inventory() if item.owner not in owned and item.owner != "rik"]
@@ -295,6 +296,7 @@ class ProcessRuntime:
             await self.remove(uid)
             await demolition.kill_strays(self.layout, uid, self._cgroups)
         await trio.to_thread.run_sync(demolition.unmount_all, strangers)
+        await self._images.sweep()
         return strangers
 
     # --- the supervisor -----------------------------------------------------------------------------------------------
