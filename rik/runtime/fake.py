@@ -32,7 +32,6 @@ import json
 import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from pathlib import Path
 
 import msgspec
 import trio
@@ -40,175 +39,19 @@ import trio
 from rik.environment import Environment
 from rik.errors import InstanceFailure
 from rik.link.base import Stream
-from rik.messages import Assignment, Attach, Exec, ReadLogs
-from rik.model.instance import ContainerState, LogLine, Progress, Reason, Record
+from rik.messages import Attach, Exec, ReadLogs
+from rik.model.instance import ContainerState, LogLine, Progress, Reason
 from rik.model.node import Capability, HostResource
-from rik.model.workload import FUNCTION, POD, Spec, parse_spec
-from rik.runtime.base import ContainerStats, Failure, Observed, Pod, ReportProgress
-from rik.runtime.exits import failure_of
+from rik.model.workload import FUNCTION, POD, parse_spec
+from rik.runtime.base import ContainerStats, Observed, Pod, ReportProgress
+from rik.runtime.fakemachine import Facts, FakeMachine, Script, observe, scripts_of, timeline
 from rik.runtime.fakeshell import echo_connection, run_command
 
-_SIGNALS = {"SIGHUP": 1, "SIGINT": 2, "SIGABRT": 6, "SIGKILL": 9, "SIGSEGV": 11, "SIGTERM": 15}
+__all__ = ["FakeMachine", "FakeRuntime"]
+
 MIB = 2**20
-# Ended instances whose output can still be read.
-KEPT_LOGS = 1_000
 # How often what cannot be foreseen (somebody else's kill) is looked for where nothing wakes the waiter.
 POLL_S = 0.1
-
-
-class Facts(Record, frozen=True):
-    """All that happened to one instance. Times in milliseconds; `ends` are ends brought about from outside: container
-    -> (time, code).
-    """
-
-    assignment: Assignment
-    started_at: int | None = None
-    term_at: int | None = None
-    kill_at: int | None = None
-    ends: dict[str, tuple[int, int]] = {}
-    removed: bool = False
-    failures: int = 0
-
-
-class FakeMachine:
-    """The host of fake instances. With a `directory` its facts are files, found again by the next process."""
-
-    def __init__(self, directory: Path | None = None) -> None:
-        self._directory = directory
-        self.facts: dict[str, Facts] = {}
-        self._changed: dict[str, trio.Event] = {}
-        if directory is not None:
-            directory.mkdir(parents=True, exist_ok=True)
-            for path in sorted(directory.glob("*.json")):
-                self.facts[path.stem] = msgspec.json.decode(path.read_bytes(), type=Facts)
-
-    def put(self, facts: Facts) -> None:
-        """Replaces what is known of an instance and wakes who waits for it."""
-        uid = facts.assignment.uid
-        self.facts[uid] = facts
-        if self._directory is not None:
-            draft = self._directory / f"{uid}.draft"
-            draft.write_bytes(msgspec.json.encode(facts))
-            draft.replace(self._directory / f"{uid}.json")
-        event = self._changed.pop(uid, None)
-        if event is not None:
-            event.set()
-
-    def drop(self, uid: str) -> None:
-        """As if it had never been."""
-        self.facts.pop(uid, None)
-        if self._directory is not None:
-            (self._directory / f"{uid}.json").unlink(missing_ok=True)
-
-    def live(self) -> list[str]:
-        """The uids of everything that was not removed."""
-        return [uid for uid, facts in self.facts.items() if not facts.removed]
-
-    def end(self, uid: str, container: str, code: int, at: int) -> None:
-        """Ends a container from outside; a code above 128 is a signal."""
-        facts = self.facts[uid]
-        self.put(msgspec.structs.replace(facts, ends={**facts.ends, container: (at, code)}))
-
-    def reboot(self) -> None:
-        """Nothing that ran is left, and nobody knows how it ended."""
-        for uid in self.live():
-            self.drop(uid)
-
-    async def change(self, uid: str, until: float) -> None:
-        """Waits for the next change of that instance, at most until that Trio time."""
-        event = self._changed.setdefault(uid, trio.Event())
-        with trio.move_on_at(until):
-            await event.wait()
-
-
-class _Script:
-    """The environment of one container, read."""
-
-    def __init__(self, name: str, image: str, settings: dict[str, str]) -> None:
-        self.name = name
-        self.image = image
-        self._settings = settings
-
-    def text(self, key: str, default: str = "") -> str:
-        return self._settings.get(f"FAKE_{key}", default)
-
-    def number(self, key: str, default: float = 0.0) -> float:
-        value = self.text(key)
-        return float(value) if value else default
-
-    def end(
-        self, started_at: int, term_at: float, kill_at: float, forced: tuple[int, int] | None
-    ) -> tuple[float, int, bool]:
-        """When it ends, its code (above 128: a signal), and whether that is by order of `stop`."""
-        code = 137 if self.text("OOM") else int(self.number("EXIT_CODE"))
-        if self.text("SIGNAL"):
-            code = 128 + _SIGNALS[self.text("SIGNAL")]
-        ends = [(started_at + self.number("RUN_SECONDS", math.inf) * 1000, code, False)]
-        if forced is not None:
-            ends.append((forced[0], forced[1], False))
-        if not self.text("IGNORE_STOP"):
-            ends.append((term_at + self.number("STOP_SECONDS") * 1000, 143, True))
-        ends.append((kill_at, 137, True))
-        return min(ends)
-
-    def lines(self, started_at: int, until: float) -> list[LogLine]:
-        step_ms = self.number("LOG_SECONDS") * 1000
-        count = int(self.number("LOG_LINES"))
-        if step_ms:
-            count = min(count, int((until - started_at) / step_ms) + 1)
-        text = self.text("LOG_TEXT", "line")
-        return [LogLine(self.name, "stdout", int(started_at + i * step_ms), f"{text} {i}") for i in range(count)]
-
-
-def _scripts(spec: Spec) -> list[_Script]:
-    if spec.kind == FUNCTION:
-        function = spec.function
-        entries = (entry.partition("=") for entry in (function.command if function else None) or ())
-        return [_Script("function", function.rootfs if function else "", {key: value for key, _, value in entries})]
-    return [_Script(container.name, container.image, dict(container.env)) for container in spec.containers]
-
-
-def observe(facts: Facts | None, now: float) -> Observed:
-    """What follows from the facts at the time `now` (milliseconds)."""
-    return _timeline(facts, now)[0]
-
-
-def _timeline(facts: Facts | None, now: float) -> tuple[Observed, float]:
-    """Also: when it will next change by itself."""
-    if facts is None or facts.removed or facts.started_at is None:
-        return Observed("absent"), math.inf
-    spec = parse_spec(facts.assignment.kind, facts.assignment.spec)
-    scripts = _scripts(spec)
-    start = facts.started_at
-    term = math.inf if facts.term_at is None else facts.term_at
-    kill = math.inf if facts.kill_at is None else facts.kill_at
-    ends = [script.end(start, term, kill, facts.ends.get(script.name)) for script in scripts]
-    failing = [
-        (end, index) for index, (end, code, ordered) in enumerate(ends) if code and not ordered and end < math.inf
-    ]
-    failed_at, culprit = min(failing, default=(math.inf, -1))
-    if failed_at < math.inf:  # the first to fail ends its siblings, at once or as soon as it comes to that
-        siblings_term, siblings_kill = min(term, failed_at), min(kill, failed_at + spec.stop_grace_s * 1000)
-        for index, script in enumerate(scripts):
-            if index != culprit:
-                ends[index] = script.end(start, siblings_term, siblings_kill, facts.ends.get(script.name))
-    states = tuple(_state(script, start, end, code, now) for script, (end, code, _) in zip(scripts, ends, strict=True))
-    failure: Failure | None = None
-    if failed_at <= now:
-        failure = failure_of(states[culprit], spec.resources.memory_bytes)
-    phase = "ended" if all(end <= now for end, _, _ in ends) else "failing" if failure else "running"
-    observed = Observed(
-        phase, states, failure, "", {"cpu": "fake", "memory": "fake", "pids": "fake", "network": "fake"}
-    )
-    return observed, min((time for time in [*(end for end, _, _ in ends), failed_at] if time > now), default=math.inf)
-
-
-def _state(script: _Script, start: int, end: float, code: int, now: float) -> ContainerState:
-    if end > now:
-        return ContainerState(script.name, script.image, "running", started_at=start)
-    signal = next((name for name, number in _SIGNALS.items() if code == 128 + number), None)
-    oom = bool(script.text("OOM")) and code == 137
-    return ContainerState(script.name, script.image, "exited", code, signal, oom, start, int(end))
 
 
 class FakeRuntime:
@@ -244,7 +87,7 @@ class FakeRuntime:
         facts = self.machine.facts.get(pod.uid)
         if facts is None or facts.removed:
             self.machine.put(Facts(pod.assignment, failures=facts.failures if facts else 0))
-        for script in _scripts(pod.spec):
+        for script in scripts_of(pod.spec):
             steps = int(script.number("PULL_STEPS"))
             for done in range(steps):
                 report(Progress("pull", done * MIB, steps * MIB, "bytes"))
@@ -257,7 +100,7 @@ class FakeRuntime:
     async def start(self, pod: Pod) -> Observed:
         facts = self.machine.facts[pod.uid]
         if facts.started_at is None:
-            for script in _scripts(pod.spec):
+            for script in scripts_of(pod.spec):
                 await trio.sleep(script.number("START_SECONDS"))
             await self._obey("start", pod.uid)
             self.machine.put(msgspec.structs.replace(facts, started_at=self._environment.now()))
@@ -271,7 +114,7 @@ class FakeRuntime:
         await self._obey("wait", uid)
         last: Observed | None = None
         while True:
-            observed, next_at = _timeline(self.machine.facts.get(uid), self._environment.now())
+            observed, next_at = timeline(self.machine.facts.get(uid), self._environment.now())
             if observed.phase in ("ended", "absent"):
                 return observed
             if last is not None and observed != last:
@@ -291,7 +134,7 @@ class FakeRuntime:
         facts = self.machine.facts.get(uid, facts)  # a failure may have been counted
         self.machine.put(msgspec.structs.replace(facts, term_at=term_at, kill_at=kill_at))
         while True:
-            observed, next_at = _timeline(self.machine.facts.get(uid), self._environment.now())
+            observed, next_at = timeline(self.machine.facts.get(uid), self._environment.now())
             if observed.phase in ("ended", "absent"):
                 return
             await self.machine.change(uid, self._trio_time(next_at))
@@ -307,10 +150,7 @@ class FakeRuntime:
             return
         now = self._environment.now()
         kill_at = now if facts.kill_at is None else min(now, facts.kill_at)
-        self.machine.put(msgspec.structs.replace(facts, kill_at=kill_at, removed=True))
-        kept = [key for key, value in self.machine.facts.items() if value.removed]
-        for key in kept[: max(0, len(kept) - KEPT_LOGS)]:
-            self.machine.drop(key)
+        self.machine.retire(msgspec.structs.replace(facts, kill_at=kill_at, removed=True))
 
     async def logs(self, query: ReadLogs) -> AsyncIterator[list[LogLine]]:
         sent = 0
@@ -325,7 +165,7 @@ class FakeRuntime:
             if lines[sent:]:
                 yield lines[sent:]
                 sent = len(lines)
-            state = _timeline(facts, now)[0]
+            state = timeline(facts, now)[0]
             if not query.follow or state.phase in ("ended", "absent"):
                 return
             await trio.sleep(POLL_S)
@@ -355,7 +195,7 @@ class FakeRuntime:
     async def wait_container(self, uid: str, name: str) -> ContainerState | None:
         """Its state once it has ended; None when it is gone."""
         while True:
-            observed, next_at = _timeline(self.machine.facts.get(uid), self._environment.now())
+            observed, next_at = timeline(self.machine.facts.get(uid), self._environment.now())
             state = next((state for state in observed.containers if state.name == name), None)
             if state is None or state.state == "exited":
                 return state
@@ -388,9 +228,9 @@ class FakeRuntime:
     def _trio_time(self, at_ms: float) -> float:
         return trio.current_time() + max(0.001, (at_ms - self._environment.now()) / 1000)
 
-    def _script_list(self, uid: str) -> list[_Script]:
+    def _script_list(self, uid: str) -> list[Script]:
         facts = self.machine.facts.get(uid)
-        return _scripts(parse_spec(facts.assignment.kind, facts.assignment.spec)) if facts else []
+        return scripts_of(parse_spec(facts.assignment.kind, facts.assignment.spec)) if facts else []
 
     def _running(self, uid: str) -> tuple[ContainerState, ...]:
         observed = observe(self.machine.facts.get(uid), self._environment.now())

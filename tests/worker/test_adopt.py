@@ -213,7 +213,7 @@ async def test_orphans_are_swept(autojump_clock: MockClock) -> None:
     async with site.running():
         await site.scheduler.run(site.assignment("a"))
         await site.scheduler.until("a", Status.RUNNING)
-    from rik.runtime.fake import Facts
+    from rik.runtime.fakemachine import Facts
 
     site.machine.put(Facts(site.assignment("stray"), started_at=1))
     async with site.running():

@@ -11,7 +11,7 @@ from trio.testing import MockClock
 from rik.link.base import StreamFailed
 from rik.messages import Attach, Audit, Doctor, Exec, ReadLogs, ReadStats, Run, StreamRequest
 from rik.model.instance import Status
-from rik.runtime.fake import Facts
+from rik.runtime.fakemachine import Facts
 from rik.settings import WorkerSettings
 from rik.worker.logtail import LINE_BYTES, TAIL_BYTES
 from tests.worker.harness import JOURNAL_ID, Site, received
