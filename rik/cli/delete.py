@@ -30,7 +30,7 @@ def delete() -> None:
 def delete_instance(names: tuple[str, ...], wait: bool) -> int:
     """Stop instances and remove their records. What is known of them stays readable: rik describe instance NAME."""
     client = connect()
-    return _delete_all(client, names, delete_one_instance, wait, lambda record: str(record["name"]), set(names))
+    return _delete_all(client, names, delete_one_instance, "is being deleted", set(names) if wait else None, "name")
 
 
 @delete.command("workload")
@@ -47,7 +47,7 @@ def delete_workload(names: tuple[str, ...], wait: bool) -> int:
             for key in ("id", "name")
             if entry["id"] in names or entry["name"] in names
         }
-    return _delete_all(client, names, delete_one_workload, wait, lambda record: str(record["workload"]), wanted)
+    return _delete_all(client, names, delete_one_workload, "deleted", wanted if wait else None, "workload")
 
 
 def delete_one_instance(client: Client, name: str) -> None:
@@ -70,10 +70,13 @@ def _delete_all(
     client: Client,
     names: Sequence[str],
     delete_one: Callable[[Client, str], None],
-    wait: bool,
-    key: Callable[[dict[str, Any]], str],
-    wanted: set[str],
+    done: str,
+    awaited: set[str] | None,
+    key: str,
 ) -> int:
+    """Deletes each, going on after a refusal; `done` tells of each. `awaited` are the values of the instances' `key`
+    (or their uids) that are waited for, None for not waiting."""
+
     def act() -> int:
         code = 0
         for name in dict.fromkeys(names):
@@ -83,15 +86,15 @@ def _delete_all(
                 note(f"error: {error.message}" + (f"\nnext: {error.next_step}" if error.next_step else ""))
                 code = EXIT_FAILED
             else:
-                if not wait:
-                    say(f"{name} deleted")
+                if awaited is None or key != "name":
+                    say(f"{name} {done}")
         return code
 
-    if not wait:
+    if awaited is None:
         return act()
     from rik.cli.stream import run_live
 
-    return run_live(delete_and_wait, client, act, lambda record: key(record) in wanted or record.get("uid") in wanted)
+    return run_live(delete_and_wait, client, act, lambda record: record[key] in awaited or record["uid"] in awaited)
 
 
 async def delete_and_wait(

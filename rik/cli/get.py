@@ -20,8 +20,8 @@ from rik.cli.command import (
     filters,
     format_option,
 )
-from rik.cli.errors import CommandError, RequestRefused
-from rik.cli.output import Column, aligned, clean, say, show
+from rik.cli.errors import CommandError, RequestRefused, Unreachable
+from rik.cli.output import Column, aligned, clean, note, say, show
 from rik.cli.spelling import spelled
 from rik.cli.story import short_ports, status_phrase, why
 
@@ -215,8 +215,21 @@ def _once_or_again(
     shown = [column for column in columns if style == "wide" or not column.wide]
     said: set[str] = set()
     first = True
+    trouble = False
     while True:
-        answer = ask()
+        try:
+            answer = ask()
+        except Unreachable as error:
+            if first:
+                raise
+            if not trouble:
+                note(f"connection lost ({error.message}); trying again")
+            trouble = True
+            time.sleep(POLL_S)
+            continue
+        if trouble:
+            note("connected again")
+            trouble = False
         if style == "json":
             text = answer.body.decode()
             if text not in said and (first or text != "[]"):

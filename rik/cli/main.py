@@ -5,6 +5,7 @@ Nothing but click is imported before a command is chosen: `rik --help` must answ
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -117,6 +118,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 def run_cli(argv: Sequence[str]) -> int:
     """The exit code of one command line. Whatever goes wrong becomes `error: …` on standard error, no traceback."""
+    _mend_standard_streams()
     try:
         code = _invoke(argv)
         sys.stdout.flush()
@@ -154,6 +156,19 @@ def _invoke(argv: Sequence[str]) -> int:
     with cli.make_context(PROGRAM, list(argv)) as ctx:
         result = cli.invoke(ctx)
     return result if isinstance(result, int) else 0
+
+
+def _mend_standard_streams() -> None:
+    """Those that were closed lead nowhere, and what an odd locale cannot write is replaced: neither is our business."""
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull)  # noqa: SIM115  (to the end of the process)
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (to the end of the process)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115  (to the end of the process)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _report(error: RikError) -> int:

@@ -218,3 +218,20 @@ def test_help_is_quick() -> None:
         rik("--help")
         times.append(time.monotonic() - start)
     assert min(times) < 0.120
+
+
+def test_closed_streams() -> None:
+    """A command whose standard streams are closed does its work all the same."""
+    for closed in ("<&-", ">&-", "2>&-", "<&- >&- 2>&-"):
+        done = subprocess.run(
+            ["/bin/sh", "-c", f"{sys.executable} -m rik version -o json {closed}"], capture_output=True, timeout=LIMIT_S
+        )
+        assert done.returncode == 0
+        assert b"Traceback" not in done.stderr and b"error" not in done.stderr
+
+
+def test_odd_locale(nowhere: str) -> None:
+    """What a terminal's encoding cannot show is replaced rather than fatal."""
+    done = rik("--server", nowhere, "run", "ä.json", env={"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: there is no file")

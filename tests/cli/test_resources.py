@@ -65,7 +65,7 @@ def test_from_document_to_deletion(rik: Rik, tmp_path: Path) -> None:
     assert gone.returncode == 1
     assert gone.stderr.count("error: ") == 2
 
-    assert rik.ok("delete", "workload", "sleeper", "--wait").count("deleted") == 2
+    assert rik.ok("delete", "workload", "sleeper", "--wait").count("deleted") == 3
     assert rik.api("workloads.list") == []
     assert rik.api("instances.list") == []
 
