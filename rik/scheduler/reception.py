@@ -186,7 +186,8 @@ class Reception:
             session.reject(message)
         for session, welcome in batch.welcomes:
             session.welcome(welcome)
-            self._switchboard.attach(session.node_id, session.link)
+            if not session.closed:
+                self._switchboard.attach(session.node_id, session.link)
         for session, sequences in batch.acknowledgements:
             session.acknowledge(sequences)
             self._environment.step("scheduler.acknowledged")

@@ -54,6 +54,37 @@ async def test_nothing_leaves_before_it_is_durable(autojump_clock: MockClock) ->
         assert here.api.named("web").status == "Creating"
 
 
+async def test_commands_that_wait_share_a_commit(autojump_clock: MockClock) -> None:
+    """While one batch is being committed the next one fills: many commands take the time of a few commits."""
+    async with cluster(MemoryStore(commit_s=1.0)) as here:
+        start = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            for number in range(200):
+                nursery.start_soon(here.api.do, CreateWorkload(document(f"hello-{number}"), NAMESPACE))
+        assert trio.current_time() - start <= 3.0
+        assert here.api.revision == 200
+
+
+async def test_what_was_decided_upon_a_failed_batch_fails_too(autojump_clock: MockClock) -> None:
+    """A command that was decided while the batch before it was under way shares its fate."""
+    store = MemoryStore(commit_s=1.0)
+    async with cluster(store) as here:
+        answers: dict[str, str] = {}
+
+        async def ask(name: str, command: CreateWorkload | CreateInstances) -> None:
+            answers[name] = (await here.api.ask(command)).error
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask, "workload", CreateWorkload(document(), NAMESPACE))
+            await trio.sleep(0.5)
+            store.refuse("disk I/O error")
+            nursery.start_soon(ask, "instance", CreateInstances("hello", NAMESPACE))
+            await trio.sleep(0.2)
+            nursery.start_soon(ask, "conflict", CreateWorkload(document(), NAMESPACE))
+        assert answers == dict.fromkeys(("workload", "instance", "conflict"), "unavailable")
+        assert len(here.api.snapshots) == 2 and here.api.snapshots[1].workloads == ()
+
+
 async def test_a_worker_whose_report_was_lost_says_it_again(autojump_clock: MockClock) -> None:
     """A report that could not be made durable is not acknowledged: its worker is disconnected and begins anew."""
     store = MemoryStore()
