@@ -34,6 +34,8 @@ from rik.linux.idmap import IdMap, Unavailable
 from rik.model.node import HostResource
 
 CLEANUP_DEADLINE_S = 60.0
+# Unpacking takes a processor and a half: more at once only fills the memory.
+UNPACK_AT_ONCE = 4
 _TEMPORARY = "tmp-"
 
 ReportBytes = Callable[[str, int, int, str], None]
@@ -93,6 +95,7 @@ class ImageStore:
         self._limits = limits or Limits()
         self._platform = platform or this_platform()
         self._flights: dict[str, _Flight] = {}
+        self._unpacking = trio.CapacityLimiter(UNPACK_AT_ONCE)
 
     async def ensure(self, reference: Reference, progress: ReportBytes = lambda step, done, total, unit: None) -> Image:
         """The image with all its layers on disk; what is missing is fetched, once however many ask.
@@ -108,6 +111,8 @@ class ImageStore:
         if found is not None:
             return self._image(reference, found)
         config, diff_ids = read_config(resolved.config, self._platform, len(resolved.layers), f"{where}: its config")
+        if not resolved.layers:
+            raise ImageInvalid(f"{where} has no layers: there is nothing in it that could run")
         keys = tuple(chain + self._suffix for chain in chain_ids(diff_ids))
         total = sum(layer.size for layer in resolved.layers)
         done = 0
@@ -216,7 +221,7 @@ class ImageStore:
                 async with self._temporary() as (folder, lock_fd):
                     target = folder / "fs"
                     target.mkdir(mode=0o755)
-                    async with source.open_layer(layer) as chunks:
+                    async with self._unpacking, source.open_layer(layer) as chunks:
                         made = await unpack(
                             chunks,
                             target,
@@ -280,8 +285,10 @@ class ImageStore:
         for path in sorted(self._layers.glob("*")):
             if path.name.startswith(_TEMPORARY):
                 found.append(_resource(path, "rik" if is_locked(path) else "", "half-made layer"))
-            elif path.is_dir():
+            elif (path / "layer.json").is_file():
                 found.append(_resource(path, "rik", "layer"))
+            elif path.suffix != ".lock":
+                found.append(_resource(path, "", "not of the layer store"))
         return found
 
 

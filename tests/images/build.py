@@ -58,7 +58,7 @@ def whiteout(name: str) -> Entry:
 def tar(*entries: Entry, form: int = tarfile.PAX_FORMAT) -> bytes:
     """An uncompressed layer."""
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=form) as archive:
+    with tarfile.open(fileobj=buffer, mode="w", format=form, encoding="utf-8", errors="surrogateescape") as archive:
         for info, data in entries:
             archive.addfile(info, io.BytesIO(data))
     return buffer.getvalue()

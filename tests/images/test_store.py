@@ -18,7 +18,7 @@ import trio.testing
 
 from rik.images.errors import ImageError, ImageInvalid, ImagePullFailed
 from rik.images.reference import parse_reference
-from rik.images.store import Image, ImageStore
+from rik.images.store import UNPACK_AT_ONCE, Image, ImageStore
 from rik.images.unpack import Limits
 from rik.linux.idmap import Unavailable, detect
 from tests.conftest import Require
@@ -240,6 +240,30 @@ async def test_limits_are_of_the_whole_image(make_store: MakeStore, tmp_path: Pa
         await ensure(make_store(limits=Limits(max_bytes=1500)), f"oci:{again}")
 
 
+async def test_many_images_at_once(store: ImageStore, tmp_path: Path) -> None:
+    """However many images are wanted at the same time, a few are unpacked at once, and all come."""
+    paths = [layout(tmp_path / str(n), tar(file("a", os.urandom(2_000_000)))) for n in range(12)]
+    at_once: list[int] = []
+    images: list[Image] = []
+
+    async def want(path: Path) -> None:
+        reference = parse_reference(f"oci:{path}")
+        images.append(await store.ensure(reference, lambda *step: at_once.append(len(children()))))
+
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            for path in paths:
+                nursery.start_soon(want, path)
+    assert len({image.digest for image in images}) == 12
+    assert 2 <= max(at_once) <= UNPACK_AT_ONCE
+
+
+async def test_an_image_without_layers(store: ImageStore, tmp_path: Path) -> None:
+    """An image with nothing in it is refused."""
+    with pytest.raises(ImageInvalid, match="has no layers"):
+        await ensure(store, f"oci:{layout(tmp_path / 'l')}")
+
+
 async def test_the_host_is_no_image(store: ImageStore) -> None:
     """`host` has no layers to ask for: that is the runtime's to know."""
     with pytest.raises(ValueError, match="no layers"):
@@ -253,7 +277,11 @@ async def test_inventory_and_sweep(store: ImageStore, two_layers: Path) -> None:
     (orphan / "fs" / "deep").mkdir(parents=True)
     (store.directory / "layers" / "x.lock").touch()
     (store.directory / "records" / "x.json.1-1.new").touch()
+    stranger = store.directory / "layers" / "stranger"
+    stranger.mkdir()
     found = {resource.name: resource.owner for resource in await store.inventory()}
+    assert found.pop(str(stranger)) == ""
+    stranger.rmdir()
     assert found[str(orphan)] == ""
     assert {found[str(layer.parent)] for layer in image.layers} == {"rik"}
     assert len(found) == 4

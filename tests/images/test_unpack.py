@@ -120,6 +120,14 @@ async def test_files_as_they_were(layers: Layers, owners: Owners, has_many_ids: 
         assert result.dropped["owners"] == 1
 
 
+async def test_names_in_no_encoding(layers: Layers) -> None:
+    """Names are bytes: those that are no UTF-8 are kept, in names, links and attributes."""
+    odd = b"caf\xe9".decode("utf-8", "surrogateescape")
+    root, _ = await layers.add(tar(file(odd, b"x"), symlink("l", odd), form=tarfile.GNU_FORMAT))
+    assert os.listdir(os.fsencode(root)).count(b"caf\xe9") == 1
+    assert os.readlink(os.fsencode(root / "l")) == b"caf\xe9"
+
+
 @pytest.mark.parametrize("how", ["plain", "gzip", "members", "zstd", "unpadded", "half-padded"])
 async def test_compressions_and_endings(layers: Layers, how: str) -> None:
     """gzip (also in several members, with padding), zstd and plain layers; the padding at the end may be missing."""
