@@ -7,6 +7,7 @@ cheaper, or the store has no longer what it missed, it gets a gap and a fresh sn
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import islice
 
@@ -20,7 +21,7 @@ from rik.settings import ApiSettings
 from rik.store.base import Compacted, Store
 
 # Changes read from the store at a time during a replay, and sent between two looks at what has come meanwhile.
-REPLAY_PAGE = 1_000
+REPLAY_PAGE = 200
 ROUND = 200
 # A watcher that has lost touch with the changes in memory is helped from the store up to so many times as many.
 REPLAY_FACTOR = 10
@@ -122,16 +123,13 @@ class Watch:
             await self._gap(self._view.revision)  # a revision of another life of this cluster's data
         else:
             self._cursor = since
-            await self._replay()
+            await self._replay(math.inf)  # it asked for all of it
 
     async def _round(self) -> None:
         view, interval_s = self._view, self._hub.settings.sync_interval_s * SYNC_MARGIN
         changed = view.changed()
         if view.epoch != self._epoch or self._cursor < view.floor:
-            if view.revision - self._cursor > self._hub.furthest:
-                await self._gap(view.floor)
-            else:
-                await self._replay()
+            await self._replay(self._hub.furthest)
             return
         caught_up = await self._deliver_recent()
         await self._send_progress()
@@ -153,20 +151,23 @@ class Watch:
         self._cursor = frames[-1].change.revision if len(frames) == ROUND else upto
         return len(frames) < ROUND
 
-    async def _replay(self) -> None:
-        """Everything from the cursor to the present, then `sync`."""
+    async def _replay(self, furthest: float) -> None:
+        """Everything from the cursor to the present, then `sync`; or a gap, if it is more than `furthest` behind."""
         present = self._view.revision
-        await self._catch_up()
+        await self._catch_up(furthest)
         while self._view.floor <= self._cursor < present and not self._closing.is_set():
             await self._deliver_recent()
         await self._sync()
 
-    async def _catch_up(self) -> None:
+    async def _catch_up(self, furthest: float) -> None:
         """Replays from the store until the view's latest changes go on from there; or else a gap."""
         view = self._view
         while True:
             self._epoch = view.epoch
             if self._cursor >= view.floor or self._closing.is_set():
+                return
+            if view.revision - self._cursor > furthest:
+                await self._gap(view.floor)
                 return
             try:
                 page = await self._hub.store.changes_since(self._cursor, limit=REPLAY_PAGE)
