@@ -13,13 +13,15 @@ from typing import Any
 
 import msgspec
 import trio
+from msgspec.structs import replace
 
 import rik
 from rik.environment import Environment
 from rik.errors import InstanceFailure, StoreUnavailable
 from rik.messages import Assignment, Forget, Hello, NodeDescription, Order, Report, Run, Stop
-from rik.model.instance import Reason, Status, Transition
+from rik.model.instance import ContainerState, Reason, Status, Transition
 from rik.model.node import Capability
+from rik.model.workload import parse_spec
 from rik.network.publisher import Publisher
 from rik.runtime.base import Runtime
 from rik.settings import WorkerSettings
@@ -75,6 +77,7 @@ class Worker:
         self._data_dir = data_dir
         self._capabilities: tuple[Capability, ...] = ()
         self._supervisors: dict[str, Supervisor] = {}
+        self._rounds = trio.Lock()  # a doctor's round makes things that an audit would take for orphans
         self._closing = trio.Event()
         self._closed = trio.Event()
         self._running = False
@@ -204,21 +207,21 @@ class Worker:
         now = self._environment.now()
         report = Report(assignment.uid, 0, 0, Status.CREATING, (Transition(Status.CREATING, now),), step="queued")
         runtime = self._runtime_for(assignment.kind)
-        entry = Entry(assignment, runtime.name if runtime else next(iter(self._runtimes)), report)
         plan = Plan(Action.CREATE)
         if runtime is None:
-            runtime = self._runtimes[entry.runtime]
-            plan = Plan(
-                Action.END, ending=Ending(Status.FAILED, Reason.NO_CAPABLE_NODE, self._why_not(assignment.kind))
-            )
+            runtime = next(iter(self._runtimes.values()))
+            ending = Ending(Status.FAILED, Reason.NO_CAPABLE_NODE, self._why_not(assignment.kind))
+            plan = Plan(Action.END, ending=ending)
         try:
+            spec = parse_spec(assignment.kind, assignment.spec)
+            waiting = tuple(ContainerState(container.name, container.image) for container in spec.containers)
+            entry = Entry(assignment, runtime.name, replace(report, containers=waiting))
             supervisor = Supervisor(self._site, runtime, entry)
         except (KeyError, TypeError, ValueError) as fault:  # a document that this version of RIK cannot read
             log.exception("the order for instance %s cannot be read", assignment.uid)
-            failed = Transition(Status.FAILED, now, fault_text(fault))
-            told = msgspec.structs.replace(report, status=Status.FAILED, transitions=(*report.transitions, failed))
-            reason = Reason.INTERNAL_ERROR
-            self._reporter.tell(msgspec.structs.replace(told, reason=reason, message=fault_text(fault)))
+            transitions = (*report.transitions, Transition(Status.FAILED, now, fault_text(fault)))
+            report = replace(report, status=Status.FAILED, transitions=transitions)
+            self._reporter.tell(replace(report, reason=Reason.INTERNAL_ERROR, message=fault_text(fault)))
             return
         self._begin(supervisor, plan)
 
@@ -289,15 +292,17 @@ class Worker:
     async def audit(self) -> Audited:
         """Every resource of this host's RIK, and those that nobody owns."""
         runtimes = list(self._runtimes.values())
-        return await audit(runtimes, self.uids, data_dir=self._data_dir, sockets=self._publisher.listening())
+        async with self._rounds:
+            return await audit(runtimes, self.uids, data_dir=self._data_dir, sockets=self._publisher.listening())
 
     async def examine(self) -> list[dict[str, Any]]:
         """The doctor's checks, ready for JSON."""
         if self._data_dir is None:
             return []
-        address = self._settings.publish_address
-        # Without trying cgroups again: that ends by removing the ones of this host, which the runtime relies on.
-        checks = await examine(self._capabilities, self._data_dir, address)
+        async with self._rounds:
+            capabilities = [await _probe(runtime) for runtime in self._runtimes.values()]
+            # Without trying cgroups again: that ends by removing the ones of this host, which the runtime relies on.
+            checks = await examine(capabilities, self._data_dir, self._settings.publish_address)
         return [msgspec.structs.asdict(check) for check in checks]
 
 

@@ -350,6 +350,28 @@ async def test_an_order_for_another_journal_is_ignored(autojump_clock: MockClock
         assert "a" not in site.scheduler.latest
 
 
+async def test_an_order_that_cannot_be_read(autojump_clock: MockClock) -> None:
+    """An order whose document makes no sense to this worker fails that one instance."""
+    site = Site()
+    async with site.running():
+        await site.scheduler.run(site.assignment("a", resources={"cpu": "plenty"}))
+        assert (await site.scheduler.final("a")).reason == "InternalError"
+        await site.scheduler.run(site.assignment("b"))
+        await site.scheduler.until("b", Status.RUNNING)
+
+
+async def test_containers_are_named_from_the_beginning(autojump_clock: MockClock) -> None:
+    """While it is being created, and when that fails, an instance's containers are shown as waiting."""
+    site = Site()
+    async with site.running():
+        await site.scheduler.run(site.assignment("a", {"FAKE_FAIL": "ImageNotFound"}, {}))
+        for report in (await site.scheduler.until("a", Status.CREATING), await site.scheduler.final("a")):
+            assert [(c.name, c.image, c.state) for c in report.containers] == [
+                ("c0", "host", "waiting"),
+                ("c1", "host", "waiting"),
+            ]
+
+
 async def test_an_order_twice_starts_once(autojump_clock: MockClock) -> None:
     """An order that comes again changes nothing, also when the instance has ended meanwhile."""
     site = Site()
