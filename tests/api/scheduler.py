@@ -260,7 +260,13 @@ class Worker:
             while True:
                 request, stream = await theirs.accept_stream()
                 self.requests.append(request)
-                nursery.start_soon(self.handler, request, stream)
+                nursery.start_soon(self._serve, request, stream)
+
+    async def _serve(self, request: StreamRequest, stream: Stream) -> None:
+        try:
+            await self.handler(request, stream)
+        except LinkClosed:
+            return  # the api has hung up
 
 
 def frames_of(lines: Sequence[dict[str, Any]]) -> bytes:

@@ -101,7 +101,8 @@ def test_a_filter_shows_put_and_delete(before: Status, after: Status, shown: str
 @pytest.mark.parametrize(
     ("host", "server", "known"),
     [("192.0.2.7:5000", "192.0.2.7", True), ("192.0.2.8", "192.0.2.7", False), ("10.0.0.1", "192.0.2.7", False),
-     ("evil.example", "192.0.2.7", False), ("[2001:db8::1]:5000", "2001:db8::1", True), ("localhost", "192.0.2.7", True)],
+     ("evil.example", "192.0.2.7", False), ("[2001:db8::1]:5000", "2001:db8::1", True),
+     ("localhost", "192.0.2.7", True)],
 )  # fmt: skip
 def test_the_address_a_connection_came_in_on_is_a_good_host(host: str, server: str, known: bool) -> None:
     """A server on all addresses answers to each of them by number, and to no foreign name."""
