@@ -1,4 +1,6 @@
 """The worker owns the instances on its host: one supervising task each, from order to final report.
 
-Reading order: `journal` (what is durable), `supervisor` (the life of one instance), `adopt` (what a restart makes of
-the journal), `reporter` (what the scheduler is told), `worker` (the actor), `streams`, `audit` and `doctor`."""
+Reading order: `journal` (what is durable), `plan` and `supervisor` (the life of one instance), `account` (what is said
+and written of it), `adopt` (what a restart makes of the journal), `reporter` and `session` (what the scheduler is told,
+and how), `worker` (the actor that holds them all); then `streams`, `audit`, `doctor`, `logkeeping`.
+"""

@@ -82,11 +82,11 @@ class Streams:
                     await supervisor.runtime.attach(request, stream)
             case ReadStats():
                 if (supervisor := await self._running(request.uid, stream)) is not None:
-                    await stream.send(msgspec.json.encode(await self._stats(supervisor)))
+                    await _send_whole(stream, await self._stats(supervisor))
             case Audit():
-                await stream.send(msgspec.json.encode((await self._audit()).render()))
+                await _send_whole(stream, (await self._audit()).render())
             case Doctor():
-                await stream.send(msgspec.json.encode({"checks": await self._examine()}))
+                await _send_whole(stream, {"checks": await self._examine()})
         await stream.end()
 
     async def _running(self, uid: str, stream: Stream) -> Supervisor | None:
@@ -121,6 +121,13 @@ class Streams:
         passed_s = trio.current_time() - began
         containers = [_render_stats(before.get(entry.name), entry, passed_s) for entry in after]
         return {"uid": supervisor.uid, "at": render_time(self._environment.now()), "containers": containers}
+
+
+async def _send_whole(stream: Stream, answer: dict[str, Any]) -> None:
+    """One JSON text, in as many frames as it takes."""
+    data = msgspec.json.encode(answer)
+    for start in range(0, len(data), MAX_FRAME_BYTES):
+        await stream.send(data[start : start + MAX_FRAME_BYTES])
 
 
 async def _cancel_when_closed(stream: Stream, scope: trio.CancelScope) -> None:

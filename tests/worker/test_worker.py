@@ -8,12 +8,13 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from rik.link.base import StreamFailed
+from rik.link.base import MAX_FRAME_BYTES, StreamFailed
 from rik.messages import Attach, Audit, Doctor, Exec, ReadLogs, ReadStats, Run, StreamRequest
-from rik.model.instance import Status
+from rik.model.instance import LogLine, Status
 from rik.runtime.fakemachine import Facts
 from rik.settings import WorkerSettings
 from rik.worker.logtail import LINE_BYTES, TAIL_BYTES
+from rik.worker.streams import frames
 from tests.worker.harness import JOURNAL_ID, Site, received
 
 
@@ -134,8 +135,8 @@ async def test_logs(autojump_clock: MockClock) -> None:
         await site.scheduler.final("a")
         await trio.sleep(1)
         assert site.memory.entries() == {}
-        frames = await ask(site, ReadLogs("a"))
-        lines = [json.loads(line) for frame in frames for line in frame.splitlines()]
+        sent = await ask(site, ReadLogs("a"))
+        lines = [json.loads(line) for frame in sent for line in frame.splitlines()]
         assert [line["line"] for line in lines] == ["line 0", "line 1", "line 2"]
         assert set(lines[0]) == {"at", "container", "stream", "line"}
         assert lines[0]["at"].endswith("Z")
@@ -148,8 +149,8 @@ async def test_following_logs_waits_for_the_start(autojump_clock: MockClock) -> 
         env = {"FAKE_LOG_LINES": "3", "FAKE_LOG_SECONDS": "1", "FAKE_RUN_SECONDS": "10", "FAKE_PREPARE_SECONDS": "30"}
         await site.scheduler.run(site.assignment("a", env))
         await site.scheduler.until("a", Status.CREATING)
-        frames = await ask(site, ReadLogs("a", follow=True))
-        assert len(frames) == 3
+        sent = await ask(site, ReadLogs("a", follow=True))
+        assert len(sent) == 3
 
 
 async def test_a_log_reader_that_leaves_is_let_go(autojump_clock: MockClock) -> None:
@@ -172,8 +173,8 @@ async def test_exec(autojump_clock: MockClock) -> None:
     async with site.running():
         await site.scheduler.run(site.assignment("a"))
         await site.scheduler.until("a", Status.RUNNING)
-        frames = await ask(site, Exec("a", ("sh", "-c", "echo out; echo err >&2; exit 7")))
-        assert frames == [b"\x01out\n", b"\x02err\n", b'\x03{"exit": 7}']
+        sent = await ask(site, Exec("a", ("sh", "-c", "echo out; echo err >&2; exit 7")))
+        assert sent == [b"\x01out\n", b"\x02err\n", b'\x03{"exit": 7}']
 
 
 async def test_exec_into_nothing(autojump_clock: MockClock) -> None:
@@ -253,3 +254,11 @@ async def test_the_log_tail_is_bounded(autojump_clock: MockClock) -> None:
         sizes = [len(line.line.encode()) for line in tail]
         assert max(sizes) <= LINE_BYTES
         assert LINE_BYTES * 3 < sum(sizes) <= TAIL_BYTES
+
+
+def test_long_lines_are_cut_over_frames() -> None:
+    """No frame is larger than a frame may be, and joined they are the lines."""
+    lines = [LogLine("c", "stdout", 1, "x" * 200_000), *(LogLine("c", "stdout", 1, "y" * 1_000) for _ in range(100))]
+    sent = frames(lines)
+    assert max(map(len, sent)) <= MAX_FRAME_BYTES
+    assert [json.loads(line)["line"] for line in b"".join(sent).splitlines()] == [line.line for line in lines]
