@@ -179,15 +179,16 @@ async def _follow(client: Client, names: list[str], workload_id: str, revision: 
 async def _stream_all(client: Client, followed: Any, names: list[str], shown: set[str]) -> None:
     import trio
 
-    from rik.cli.logs import LogPrinter, follow_logs, in_thread
+    from rik.cli.logs import LogPrinter
+    from rik.cli.tail import follow_logs
 
     async def stream(name: str, colour: int) -> None:
         containers = [str(container.get("name")) for container in followed.latest[name].get("containers") or ()]
         write = LogPrinter(containers, instance=name if len(names) > 1 else "", colour=colour)
 
-        async def take(entry: Any) -> None:
+        def take(entries: Any) -> None:
             shown.add(name)
-            await in_thread(write, entry)
+            write(entries)
 
         uid = str(followed.latest[name].get("uid") or name)
         try:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from rik.cli.logs import Entry, LogCursor, LogPrinter, decode_entries
+from rik.cli.logs import LogPrinter
+from rik.cli.tail import Entry, LogCursor, decode_entries
 
 
 def entry(at: int, line: str, container: str = "main") -> Entry:
@@ -52,9 +53,13 @@ def test_messages_hold_one_or_more_lines() -> None:
 def test_streams_stay_apart(capfd: pytest.CaptureFixture[str]) -> None:
     """Standard output goes to ours, everything else to standard error, with the source when there are more."""
     write = LogPrinter(["main", "sidecar"])
-    write({"at": "t", "container": "main", "stream": "stdout", "line": "hello"})
-    write({"at": "t", "container": "sidecar", "stream": "stderr", "line": "oh"})
-    write({"at": "t", "container": "main", "stream": "rik", "line": "dropped 5 bytes"})
+    write(
+        [
+            {"at": "t", "container": "main", "stream": "stdout", "line": "hello"},
+            {"at": "t", "container": "sidecar", "stream": "stderr", "line": "oh"},
+            {"at": "t", "container": "main", "stream": "rik", "line": "dropped 5 bytes"},
+        ]
+    )
     out, err = capfd.readouterr()
     assert out == "[main] hello\n"
     assert err == "[sidecar] oh\n[main] [rik] dropped 5 bytes\n"
