@@ -41,7 +41,7 @@ class DockerArchive:
 
     async def resolve(self) -> Resolved:
         try:
-            return await trio.to_thread.run_sync(self._resolve)
+            return await trio.to_thread.run_sync(self._resolve, abandon_on_cancel=True)
         except OSError as error:
             raise ImagePullFailed(f"{self._reference} cannot be read: {error.strerror or error}") from error
 

@@ -74,7 +74,7 @@ async def open_source(reference: Reference, wanted: Platform, allow_dirs: Sequen
         )
     if isinstance(reference, HostReference):
         raise ValueError("`host` has no layers")
-    files = await trio.to_thread.run_sync(_open_files, reference, allow_dirs)
+    files = await trio.to_thread.run_sync(_open_files, reference, allow_dirs, abandon_on_cancel=True)
     if isinstance(reference, ArchiveReference) and reference.format == "docker":
         return DockerArchive(reference, files, wanted)
     return OciLayout(reference, files, wanted)

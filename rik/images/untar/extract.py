@@ -62,6 +62,8 @@ class Extraction:
                 self._member(member, stream)
             except OSError as error:
                 raise _named(error, member.name) from error
+            except (ValueError, OverflowError) as error:  # what system calls cannot even be given
+                raise BadTar(f"{shown(member.name)}: {error}") from error
         for path, time_ns in self._times.items():
             os.utime(_text(path), ns=(time_ns, time_ns), follow_symlinks=False)
         stream.finish()
@@ -104,6 +106,8 @@ class Extraction:
         if member.isdir():
             self._make_directory(path, hid_lower)
         elif member.issym():
+            if not member.linkname:
+                raise BadTar(f"the symbolic link {shown(member.name)} leads nowhere")
             os.symlink(member.linkname, _text(path))
         elif member.isfifo():
             os.mkfifo(_text(path), 0o600)
@@ -312,9 +316,9 @@ class Extraction:
         if not written:
             raise BadTar(f"the hard link {shown(member.name)} leads nowhere")
         target = (*self._directory(written[:-1]), written[-1])
+        self._bring_up(target, member)
         if target == path:
             return
-        self._bring_up(target, member)
         self._make_room(path, keep_directory=False)
         os.link(_text(target), _text(path), follow_symlinks=False)
 

@@ -121,6 +121,8 @@ def open_tar(stream: Any, info: type[StrictTarInfo] = StrictTarInfo) -> tarfile.
         return tarfile.TarFile(fileobj=stream, mode="r", tarinfo=info, encoding="utf-8", errors="surrogateescape")
     except tarfile.TarError as error:
         raise BadTar(f"{error}: there is no tar header in it") from None
+    except (ValueError, OverflowError) as error:  # the first member is read already
+        raise BadTar(f"a header cannot be read: {error}") from None
 
 
 def next_member(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
