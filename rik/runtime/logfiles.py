@@ -124,7 +124,7 @@ class _Reader:
 
     def open(self, tail: int) -> None:
         """From the beginning, or (tail >= 0) from a place that has at least `tail` lines after it."""
-        self._files = deque(self._newer_than(None))
+        self._files = deque(self._newer_than(None) or [])
         if tail >= 0:
             self._skip_to_tail(tail)
 
@@ -138,7 +138,7 @@ class _Reader:
     def read(self) -> list[LogLine]:
         """The lines of the next block; [] at the present end."""
         if not self._files:
-            self._files = deque(self._newer_than(None))
+            self._files = deque(self._newer_than(None) or [])
         while self._files:
             block = os.read(self._files[0], BLOCK_BYTES)
             if block:
@@ -172,6 +172,10 @@ class _Reader:
         except FileNotFoundError:  # renamed, and the next one not created yet
             return False
         newer = self._newer_than(os.fstat(fd).st_ino)
+        if newer is None:
+            if os.fstat(fd).st_nlink:  # it is there, but was renamed during the look: look again later
+                return False
+            newer = self._newer_than(None) or []
         self._files.extend(newer)
         return bool(newer)
 
@@ -185,29 +189,34 @@ class _Reader:
         note = "output was rotated away before it could be read"
         return [*lines, LogLine(self._container, "rik", _milliseconds(first), note)]
 
-    def _newer_than(self, inode: int | None) -> list[int]:
-        """Descriptors of the files newer than that inode (None: all), oldest first.
+    def _newer_than(self, inode: int | None) -> list[int] | None:
+        """Descriptors of the files newer than the one of that inode, oldest first, or None when it is not found.
+        With None: of all files.
 
         Opened from the newest back, so that a rotation meanwhile can only show a file twice, which its inode tells.
+        A rotation in progress leaves one number free.
         """
         found: dict[int, int] = {}
-        number = 0
-        while True:
+        complete = inode is None
+        number = missing = 0
+        while missing < 2 and not (complete and inode is not None):
             try:
                 fd = os.open(f"{self._path}.{number}" if number else self._path, os.O_RDONLY | os.O_CLOEXEC)
             except FileNotFoundError:
-                if number:
-                    break
+                missing += 1
             else:
+                missing = 0
                 key = os.fstat(fd).st_ino
-                if key == inode:
-                    os.close(fd)
-                    break
-                if key in found:
+                complete = complete or key == inode
+                if key == inode or key in found:
                     os.close(fd)
                 else:
                     found[key] = fd
             number += 1
+        if not complete:
+            for fd in found.values():
+                os.close(fd)
+            return None
         return list(reversed(found.values()))
 
     def _skip_to_tail(self, tail: int) -> None:
