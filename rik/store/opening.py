@@ -19,7 +19,7 @@ import msgspec
 
 from rik.errors import StartupError, StoreDamaged
 from rik.model.change import INSTANCE, NODE, WORKLOAD
-from rik.store import records, schema
+from rik.store import records, schema, wal
 from rik.store.base import Loaded
 
 # `PRAGMA quick_check` reads the whole file, about 0.5 GB/s: what would delay a start by more than 0.2 s is not read.
@@ -32,8 +32,6 @@ PAGE_CACHE_KIB = 16_384
 
 _MAGIC = b"SQLite format 3\0"
 _HEADER_BYTES = 100
-_LOG_MAGICS = (b"\x37\x7f\x06\x82", b"\x37\x7f\x06\x83")
-_LOG_HEADER_BYTES = 32
 _RESTORE = "restore it from a backup, or move it and its -wal file away to start with an empty cluster"
 
 
@@ -60,10 +58,7 @@ def open_file(path: Path, new_cluster_id: str) -> Opened:
             _make(path, new_cluster_id)
         lock = _lock(path)
     except OSError as error:
-        raise StartupError(
-            f"the store {path} cannot be opened: {error.strerror or error}",
-            next_step="check the path, its permissions and the room on its disk",
-        ) from None
+        raise _unopenable(path, error) from None
     except sqlite3.Error as error:
         raise StartupError(
             f"the store {path} cannot be made: {error}", next_step="check the room on its disk"
@@ -101,14 +96,11 @@ def _find(path: Path) -> bool:
         raise StoreDamaged(
             f"the store {path} is damaged: it is cut off after {status.st_size} bytes", next_step=_RESTORE
         )
-    if log.exists():
-        with log.open("rb") as file:
-            head = file.read(_LOG_HEADER_BYTES)
-        if head and (len(head) < _LOG_HEADER_BYTES or head[:4] not in _LOG_MAGICS):
-            raise StoreDamaged(
-                f"the store {path} is damaged: its log {log.name} does not begin as one",
-                next_step="restore both from a backup; without the log the last changes are lost",
-            )
+    if log.exists() and not wal.is_log(log):
+        raise StoreDamaged(
+            f"the store {path} is damaged: its log {log.name} does not begin as one",
+            next_step="restore both from a backup; without the log the last changes are lost",
+        )
     return True
 
 
@@ -156,6 +148,8 @@ def _inspect(path: Path) -> Loaded:
         if _is_busy(error):
             raise _in_use(path, str(error)) from None
         raise StoreDamaged(f"the store {path} is damaged: {error}", next_step=_RESTORE) from None
+    except OSError as error:
+        raise _unopenable(path, error) from None
     finally:
         for file in strangers:
             if not passed:
@@ -179,6 +173,10 @@ def _check(path: Path, connection: sqlite3.Connection) -> Loaded:
         found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
         if found != "ok":
             raise StoreDamaged(f"the store {path} is damaged: {_one_line(found)}", next_step=_RESTORE)
+    # Reading `-shm` drops this process's locks on it, as POSIX has it; the lock on the file itself keeps others out.
+    damage = wal.find_damage(_beside(path, "-wal"), _beside(path, "-shm"))
+    if damage:
+        raise StoreDamaged(f"the store {path} is damaged: {damage}", next_step=_RESTORE)
     try:
         loaded = load(connection)
         last = connection.execute("SELECT max(revision) FROM journal").fetchone()[0] or 0
@@ -243,6 +241,13 @@ def _open(path: Path, query: str = "mode=rw") -> sqlite3.Connection:
         timeout=BUSY_TIMEOUT_S,
         isolation_level=None,
         check_same_thread=False,
+    )
+
+
+def _unopenable(path: Path, error: OSError) -> StartupError:
+    return StartupError(
+        f"the store {path} cannot be opened: {error.strerror or error}",
+        next_step="check the path, its permissions and the room on its disk",
     )
 
 

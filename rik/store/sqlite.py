@@ -54,7 +54,7 @@ class SqliteStore:
         self.cluster_id = opened.loaded.cluster_id
         self._opened = opened
         self._loaded: Loaded | None = opened.loaded
-        self._writer = Writer(opened.writer, opened.loaded.revision, journal_revisions)
+        self._writer = Writer(path, opened.writer, opened.loaded.revision, journal_revisions)
         self.cluster_id = opened.loaded.cluster_id
         self._reading = trio.CapacityLimiter(1)
         self._closed = False

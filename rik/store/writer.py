@@ -10,6 +10,7 @@ import sqlite3
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import trio
@@ -39,7 +40,9 @@ class Job:
 class Writer:
     """Owns the write connection from `start` until `stop` has returned."""
 
-    def __init__(self, connection: sqlite3.Connection, revision: int, journal_revisions: int) -> None:
+    def __init__(self, path: Path, connection: sqlite3.Connection, revision: int, journal_revisions: int) -> None:
+        self._path = path
+        self._inode = path.stat().st_ino
         self._connection = connection
         self._revision = revision
         self._journal_revisions = journal_revisions
@@ -105,6 +108,7 @@ class Writer:
 
     def _write_together(self, group: Sequence[Job]) -> None:
         connection = self._connection
+        self._check_path()
         connection.execute("BEGIN IMMEDIATE")
         revision = self._revision
         for job in group:
@@ -123,6 +127,17 @@ class Writer:
         connection.execute("COMMIT")
         self._revision = revision
         self._oldest = oldest
+
+    def _check_path(self) -> None:
+        """SQLite would go on writing to a file that was removed, and everything acknowledged would be gone with it."""
+        try:
+            there = self._path.stat().st_ino == self._inode
+        except OSError:
+            there = False
+        if not there:
+            raise StoreUnavailable(
+                f"the store {self._path} was removed or replaced while it was in use", next_step="restart RIK"
+            )
 
     def _advance(self, revision: int) -> None:
         """Also notices whoever else writes to this file: revisions would be given twice."""

@@ -234,6 +234,7 @@ class ScriptedWorker:
         )
         self.welcome: Welcome | None = None
         self.rejected = ""
+        self.stuck = False  # takes one message more, and then none
         self.orders: list[Order] = []
         self.waiting: dict[str, Order] = {}
         self.acknowledged: dict[str, int] = {}
@@ -255,6 +256,8 @@ class ScriptedWorker:
                         self.rejected = message
                 self._moved.set()
                 self._moved = trio.Event()
+                if self.stuck:
+                    await trio.sleep_forever()
         except LinkClosed:
             self.closed.set()
             self._moved.set()
@@ -322,8 +325,8 @@ def api_link(capacity: int = 10_000) -> tuple[LocalLink[ToScheduler, ToApi], Loc
     return link_pair(capacity)
 
 
-def node_link() -> tuple[LocalLink[FromWorker, ToWorker], LocalLink[ToWorker, FromWorker]]:
-    return link_pair()
+def node_link(capacity: int = 10_000) -> tuple[LocalLink[FromWorker, ToWorker], LocalLink[ToWorker, FromWorker]]:
+    return link_pair(capacity)
 
 
 class Cluster:
@@ -350,9 +353,9 @@ class Cluster:
         await worker.hello(*inventory)
         return worker
 
-    def dial_worker(self, name: str = "alpha", **fields: Any) -> ScriptedWorker:
+    def dial_worker(self, name: str = "alpha", *, capacity_of_link: int = 10_000, **fields: Any) -> ScriptedWorker:
         """Connected, and silent."""
-        ours, theirs = node_link()
+        ours, theirs = node_link(capacity_of_link)
         self._nursery.start_soon(self.scheduler.serve_node, theirs)
         worker = ScriptedWorker(ours, name, **fields)
         self._nursery.start_soon(worker.run)

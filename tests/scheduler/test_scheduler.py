@@ -15,7 +15,7 @@ from rik.messages import (
     Run,
     Stop,
 )
-from rik.model.instance import ContainerState, Port
+from rik.model.instance import ContainerState, Instance, Port
 from rik.model.resources import Resources
 from rik.store.memory import MemoryStore
 from tests.scheduler.cluster import NAMESPACE, START, SimulatedEnvironment, api_link, cluster, document, ports
@@ -145,18 +145,38 @@ async def test_a_final_instance_is_deleted(autojump_clock: MockClock) -> None:
 
 
 async def test_deleted_before_its_worker_heard_of_it(autojump_clock: MockClock) -> None:
-    """When the order to run was never sent, a delete ends the instance without waiting for a worker."""
+    """When the order to run was never sent, a delete ends the instance without waiting for a worker that is stuck."""
     async with cluster(MemoryStore()) as here:
+        worker = here.dial_worker(capacity_of_link=0)
+        await worker.hello()
+        worker.stuck = True
+        [taken] = await here.api.create()
+        [under_way] = await here.api.create(workload=document("second"))
+        [waiting] = await here.api.create(workload=document("third"))
+        with trio.fail_after(5):
+            await here.api.do(DeleteInstance(waiting.uid, NAMESPACE))
+            await here.api.until(lambda: waiting.uid not in here.api.instances)
+        assert here.api.history(waiting.uid)[-3:] == ["Terminated", "postmortem", "delete"]
+        for one in (taken, under_way):
+            await here.api.do(DeleteInstance(one.uid, NAMESPACE))
+            assert here.api.instances[one.uid].status == "Destroying"
+
+
+async def test_created_and_deleted_in_one_batch(autojump_clock: MockClock) -> None:
+    """An instance whose delete arrives before its creation is durable never reaches a worker, and is gone at once."""
+    async with cluster(MemoryStore(commit_s=0.1)) as here:
         await here.connect_worker()
-        identity = await here.api.do(CreateWorkload(document(), NAMESPACE))
+        await here.api.do(CreateWorkload(document(), NAMESPACE))
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(here.api.do, CreateInstances(identity, NAMESPACE, "web"))
-            nursery.start_soon(here.api.ask, DeleteInstance("web", NAMESPACE))
-        if any(one.name == "web" for one in here.api.instances.values()):
-            await here.api.ask(DeleteInstance("web", NAMESPACE))
-        with trio.move_on_after(600):
+            nursery.start_soon(here.api.do, CreateWorkload(document("other"), NAMESPACE))
+            await trio.sleep(0.03)
+            nursery.start_soon(here.api.do, CreateInstances("hello", NAMESPACE, "web"))
+            await trio.sleep(0.03)
+            nursery.start_soon(here.api.do, DeleteInstance("web", NAMESPACE))
+        with trio.fail_after(5):
             await here.api.until(lambda: not here.api.instances)
-        assert not here.api.instances
+        told = [change.value.status for change in here.api.changes if isinstance(change.value, Instance)]
+        assert told == ["Pending", "Creating", "Destroying", "Terminated", "Terminated", "Terminated"]
 
 
 async def test_deleting_a_workload_deletes_its_instances(autojump_clock: MockClock) -> None:

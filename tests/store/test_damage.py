@@ -211,6 +211,47 @@ async def test_a_damaged_log_is_refused(data: bytes, killed: Path, tmp_path: Pat
     assert isinstance(error, StoreDamaged) and "cluster.db-wal does not begin as one" in error.message
 
 
+FRAME_BYTES = 24 + 4096
+
+
+def frames(log: Path) -> int:
+    """Of the present generation: older ones, which the log still holds behind them, have other salts."""
+    data = log.read_bytes()
+    salts = [data[start + 8 : start + 16] for start in range(32, len(data), FRAME_BYTES)]
+    return next((number for number, salt in enumerate(salts) if salt != data[16:24]), len(salts))
+
+
+@pytest.mark.parametrize("part", [0.0, 0.1, 0.5, 0.8])
+async def test_a_log_damaged_in_its_midst_is_refused(part: float, killed: Path, tmp_path: Path) -> None:
+    """SQLite would silently drop everything after the damaged frame: acknowledged changes."""
+    for name in ("cluster.db", "cluster.db-wal"):
+        shutil.copy(killed / name, tmp_path / name)
+    log = tmp_path / "cluster.db-wal"
+    overwrite(log, 32 + int(part * frames(log)) * FRAME_BYTES + 1000, b"damage")
+    error = await refusal(tmp_path / "cluster.db")
+    assert isinstance(error, StoreDamaged) and "cluster.db-wal is damaged after frame" in error.message
+
+
+async def test_a_transaction_that_was_never_completed_is_no_damage(killed: Path, tmp_path: Path) -> None:
+    """What was being written when the machine died, its commit included, was never acknowledged: it is dropped."""
+    for name in ("cluster.db", "cluster.db-wal"):
+        shutil.copy(killed / name, tmp_path / name)
+    log = tmp_path / "cluster.db-wal"
+    overwrite(log, 32 + frames(log) * FRAME_BYTES - 1000, b"damage")
+    with trio.fail_after(30):
+        async with open_sqlite(tmp_path / "cluster.db") as store:
+            assert (await store.load()).revision < 1 + 2 * FILLED
+            await store.commit([put(workload(2))])
+
+
+async def test_a_log_whose_head_was_changed_is_refused(killed: Path, tmp_path: Path) -> None:
+    """One wrong bit in the log's head would make SQLite pass over all of it."""
+    for name in ("cluster.db", "cluster.db-wal"):
+        shutil.copy(killed / name, tmp_path / name)
+    overwrite(tmp_path / "cluster.db-wal", 17, b"\xff")
+    assert isinstance(await refusal(tmp_path / "cluster.db"), StoreDamaged)
+
+
 async def test_a_log_without_its_file_is_refused(killed: Path, tmp_path: Path) -> None:
     """When the file is gone and its log is there, no new store is made over it."""
     shutil.copy(killed / "cluster.db-wal", tmp_path / "cluster.db-wal")

@@ -190,6 +190,20 @@ async def test_somebody_else_who_writes_is_noticed(tmp_path: Path) -> None:
             assert [value.uid for value in (await store.load()).instances] == ["u1"]
 
 
+@pytest.mark.parametrize("replaced", [False, True])
+async def test_a_file_that_is_taken_away_is_noticed(replaced: bool, tmp_path: Path) -> None:
+    """Nothing is acknowledged that is written to a file which nobody will find again."""
+    path = tmp_path / "cluster.db"
+    with trio.fail_after(30):
+        async with open_sqlite(path) as store:
+            await store.commit([put(instance())])
+            path.rename(tmp_path / "elsewhere.db")
+            if replaced:
+                path.write_bytes(b"")
+            with pytest.raises(StoreUnavailable, match="removed or replaced"):
+                await store.commit([put(instance(2))])
+
+
 async def test_a_closed_store_refuses(tmp_path: Path) -> None:
     """Closing waits for what is under way; afterwards everything is StoreUnavailable."""
     with trio.fail_after(30):
