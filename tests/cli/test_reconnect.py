@@ -67,10 +67,10 @@ async def test_kill_and_restart(tmp_path: Path) -> None:
         path = tmp_path / "count.json"
         path.write_text(json.dumps(document))
         watching = Reader(rik.start("get", "instances", "--watch", "-o", "json"))
-        running = Reader(rik.start("run", str(path)))
-        following = None
+        running = following = None
         try:
             await watching.until('"snapshot"')
+            running = Reader(rik.start("run", str(path)))
             await running.until("line 5")
             (entry,) = await client.get("instances.list")
             following = Reader(rik.start("logs", "-f", entry["name"]))
@@ -97,8 +97,9 @@ async def test_kill_and_restart(tmp_path: Path) -> None:
             statuses = dict.fromkeys(change["instance"]["status"] for change in changes)
             assert list(statuses) == ["Pending", "Creating", "Running", "Terminated"]
         finally:
-            for reader in (watching, running, *([following] if following else [])):
-                await reader.end()
+            for each in (watching, running, following):
+                if each is not None:
+                    await each.end()
 
 
 async def test_watch_says_what_it_missed(tmp_path: Path) -> None:
