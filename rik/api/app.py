@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import AsyncIterator
 from typing import Any, cast
 
@@ -28,6 +27,7 @@ DRAIN_BYTES = 8 * 2**20
 BODY_DEADLINE_S = 30.0
 CLOSE_INTERNAL_ERROR = 1011
 _SENDING = "rik.sending"
+_OPERATION = "rik.operation"
 
 
 def operations_of(metrics: Metrics) -> tuple[Operation, ...]:
@@ -76,11 +76,11 @@ class Application:
         async def timed_send(message: Any) -> None:
             kind = message["type"]
             if kind in ("http.response.start", "websocket.http.response.start"):
-                operation = scope.get("rik.operation", "")
+                operation = scope.get(_OPERATION, "")
                 self._metrics.count(operation, message["status"], trio.current_time() - started)
             elif kind == "websocket.accept":
-                self._metrics.count(scope.get("rik.operation", ""), 101, trio.current_time() - started)
-            sending.since = trio.current_time()
+                self._metrics.count(scope.get(_OPERATION, ""), 101, trio.current_time() - started)
+            sending.begin(len(message.get("body") or message.get("text") or b""))
             try:
                 # The last message makes hypercorn wait for the connection's next request, with a timeout and an ear for
                 # the end; Quart cancels whoever sends it in the middle of that.
@@ -88,7 +88,7 @@ class Application:
                 with trio.CancelScope(shield=last):
                     await send(message)
             finally:
-                sending.since = math.inf
+                sending.end()
 
         try:
             refusal = self._gate.refusal(scope)
@@ -118,8 +118,7 @@ class Application:
 
         async def endpoint(**path: str) -> Response:
             scope = cast("dict[str, Any]", request.scope)
-            scope["rik.operation"] = operation.id
-            _limit_sends(scope, operation)
+            _begin(scope, operation)
             query = parse_query(operation.parameters, request.args.getlist, service.environment.now())
             reply = await handler(service, Call(path, query, request.content_type or "", _read_body))
             return await _response(reply, head=request.method == "HEAD")
@@ -132,8 +131,7 @@ class Application:
 
         async def endpoint(**path: str) -> Response | None:
             scope = cast("dict[str, Any]", websocket.scope)
-            scope["rik.operation"] = operation.id
-            _limit_sends(scope, operation)
+            _begin(scope, operation)
             socket = _Socket(websocket)
             try:
                 query = parse_query(operation.parameters, websocket.args.getlist, service.environment.now())
@@ -238,11 +236,11 @@ def _quart(max_body_bytes: int) -> QuartTrio:
     return quart
 
 
-def _limit_sends(scope: dict[str, Any], operation: Operation) -> None:
+def _begin(scope: dict[str, Any], operation: Operation) -> None:
     sending = scope[_SENDING]
     assert isinstance(sending, Sending)
-    if operation.patient:
-        sending.limit_s = math.inf
+    sending.patient = operation.patient
+    scope[_OPERATION] = operation.id
 
 
 async def _read_body() -> bytes:

@@ -20,8 +20,10 @@ import trio
 
 log = logging.getLogger("rik.api")
 
-# How long one send may wait for its client before the connection is ended. Patient calls (logs, exec) have no limit.
+# How long one send may wait for its client before the connection is ended: this, and as long as its bytes would take at
+# the slowest rate that is still called reading. Patient calls (logs, exec) have no limit.
 SEND_LIMIT_S = 30.0
+SLOWEST_BYTES_PER_S = 131_072
 LOOK_INTERVAL_S = 1.0
 # A peer that vanished without a word is noticed by TCP itself within about a minute.
 KEEPALIVE_IDLE_S = 30
@@ -33,15 +35,23 @@ Address = tuple[Any, ...]
 
 
 class Sending:
-    """The sends of one request; `limit_s` may be changed by whoever serves it."""
+    """The sends of one request; whoever serves it may declare it `patient`. `deadline` is that of the present send."""
 
-    __slots__ = ("client", "limit_s", "server", "since")
+    __slots__ = ("client", "deadline", "patient", "server")
 
     def __init__(self, client: Address | None, server: Address | None) -> None:
         self.client = client
         self.server = server
-        self.limit_s = SEND_LIMIT_S
-        self.since = math.inf
+        self.patient = False
+        self.deadline = math.inf
+
+    def begin(self, size: int) -> None:
+        """A send of so many bytes."""
+        if not self.patient:
+            self.deadline = trio.current_time() + SEND_LIMIT_S + size / SLOWEST_BYTES_PER_S
+
+    def end(self) -> None:
+        self.deadline = math.inf
 
 
 class Connections:
@@ -64,11 +74,7 @@ class Connections:
             while True:
                 await trio.sleep(LOOK_INTERVAL_S)
                 now = trio.current_time()
-                stuck = {
-                    (sending.client, sending.server)
-                    for sending in self._sendings
-                    if now - sending.since > sending.limit_s
-                }
+                stuck = {(sending.client, sending.server) for sending in self._sendings if now > sending.deadline}
                 if stuck:
                     log.warning("ending %d connections whose clients do not read", len(stuck))
                     _end_pairs(stuck)

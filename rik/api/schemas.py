@@ -173,10 +173,21 @@ SCHEMAS: dict[str, Schema] = {
         "required": ["instance", "status", "node", "decision", "nodes"],
         "properties": {
             "instance": TEXT,
+            "uid": TEXT,
             "status": STATUS,
+            "reason": REASON,
+            "message": TEXT,
             "node": TEXT,
-            "decision": TEXT,
-            "nodes": array({"type": "object", "required": ["name", "fits", "why"]}),
+            "decision": {**TEXT, "description": "Why it was placed as it was, or is not."},
+            "now": {**TEXT, "description": "What would be decided at this moment."},
+            "policy": TEXT,
+            "nodes": array(
+                {
+                    "type": "object",
+                    "required": ["name", "fits", "why"],
+                    "properties": {"name": TEXT, "fits": BOOLEAN, "why": TEXT},
+                }
+            ),
         },
     },
     "Stats": ANYTHING,

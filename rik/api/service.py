@@ -51,6 +51,7 @@ from rik.store.base import Store
 
 MAX_REPLICAS = 10_000
 MAX_EVENTS = 1_000
+MAX_EVENTS_SINCE = 10_000
 # Checking a larger document takes so many milliseconds that a thread is given it.
 SMALL_DOCUMENT_BYTES = 16_384
 # How long a worker may take to answer stats, an audit or a doctor's round (which tries every runtime).
@@ -178,14 +179,20 @@ class Service:
         await self.session.ask(DeleteInstance(name_or_uid, DEFAULT_NAMESPACE))
 
     async def explain_instance(self, name_or_uid: str) -> Any:
-        """`{instance, status, node, decision, nodes: [{name, fits, why}]}`; of one that is gone: what was decided."""
+        """The scheduler's answer (see the schema `Explanation`); of one that is gone what was decided then."""
         if self.view.instance(name_or_uid, DEFAULT_NAMESPACE) is None:
             record = await self.find_instance(name_or_uid)
             return {
+                "id": record.name,
                 "instance": record.name,
+                "uid": record.uid,
                 "status": record.status.value,
+                "reason": record.reason,
+                "message": record.message,
                 "node": record.node,
                 "decision": record.decision,
+                "now": "it has ended and is no longer listed",
+                "policy": "",
                 "nodes": [],
             }
         return await self.session.ask(Explain(name_or_uid, DEFAULT_NAMESPACE))
@@ -198,9 +205,11 @@ class Service:
 
     # --- events, nodes, cluster ---
 
-    async def list_events(self, name_or_uid: str, since: int, limit: int) -> Sequence[RecordedEvent]:
+    async def list_events(self, name_or_uid: str, since: int, limit: int | None) -> Sequence[RecordedEvent]:
+        """Without a limit the latest `MAX_EVENTS`; after a revision many more, so that who polls misses none."""
         uid = (await self.find_instance(name_or_uid)).uid if name_or_uid else ""
-        return await self.store.events(uid=uid, since=since, limit=limit)
+        bound = limit or (MAX_EVENTS_SINCE if since else MAX_EVENTS)
+        return await self.store.events(uid=uid, since=since, limit=bound)
 
     def list_nodes(self) -> list[dict[str, Any]]:
         allocated = self.view.allocated()

@@ -10,9 +10,9 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 import trio
-from trio_websocket import open_websocket_url
+from trio_websocket import ConnectionClosed, open_websocket_url
 
-from rik.api import session
+from rik.api import app, session
 from tests.api.conftest import Running, Serve
 from tests.api.scheduler import DOCUMENT, instance
 
@@ -68,7 +68,7 @@ async def test_a_wrong_method_names_the_right_one(running: Running, method: str,
      ("instances.list?limit=1&limit=2", "limit"), ("instances.list?limit=9999999999999999999999", "limit"),
      ("instances.list?limit=%D9%A3", "limit"), ("instances.list?status=Sleeping", "status"),
      ("instances.list?continue=!!!", "continue"), ("instances.list?continue=YWJj", "continue"),
-     ("events.list?since=-1", "since"), ("events.list?since=", "since"), ("events.list?limit=1001", "limit"),
+     ("events.list?since=-1", "since"), ("events.list?since=", "since"), ("events.list?limit=10001", "limit"),
      ("instances.logs/instance-1?tail=x", "tail"), ("instances.logs/instance-1?tail=-1", "tail"),
      ("instances.logs/instance-1?since=yesterday", "since"), ("instances.logs/instance-1?since=5x", "since"),
      ("instances.logs/instance-1?follow=maybe", "follow"), ("instances.logs/instance-1?timestamps=2", "timestamps")],
@@ -253,3 +253,32 @@ async def test_clients_that_leave_do_no_harm(running: Running) -> None:
     running.scheduler.deaf = False
     async with httpx.AsyncClient(base_url=running.client.url) as other:
         assert (await other.get("/healthz")).status_code == 200
+
+
+async def test_a_body_that_does_not_come_is_408(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that promises a body and does not send it is refused after a while."""
+    monkeypatch.setattr(app, "BODY_DEADLINE_S", 0.2)
+    async with serve() as running:
+        head = b"POST /api/v0/instances.delete HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n{"
+        status, headers, _ = await raw(running, head)
+    assert (status, headers["content-type"]) == (408, PROBLEM)
+
+
+async def test_a_bug_in_an_open_websocket_is_1011(
+    running: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A bug in what is under way closes that websocket with 1011, is logged, and harms nobody else."""
+
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("a secret of the inside")
+
+    async with running.client.watch() as frames:
+        await frames.next()
+        monkeypatch.setattr(running.api._service.hub, "rest_s", broken)
+        await running.scheduler.put(instance(1))
+        with pytest.raises(ConnectionClosed) as closed:
+            while True:
+                await frames.next()
+    assert closed.value.reason is not None and closed.value.reason.code == 1011
+    assert "incident" in caplog.text
+    assert (await running.client.get("/healthz")).status_code == 200

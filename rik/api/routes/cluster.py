@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rik.api.operations import API, GET, Call, Operation, Outcome, Parameter, Reply, encode
 from rik.api.schemas import array, ref
-from rik.api.service import MAX_EVENTS, Service
+from rik.api.service import MAX_EVENTS_SINCE, Service
 from rik.model.public import render_event
 
 
@@ -26,7 +26,7 @@ async def doctor_node(service: Service, call: Call) -> Reply:
 
 async def list_events(service: Service, call: Call) -> Reply:
     query = call.query
-    events = await service.list_events(query["instance"] or "", query["since"] or 0, query["limit"] or MAX_EVENTS)
+    events = await service.list_events(query["instance"] or "", query["since"] or 0, query["limit"])
     return encode([render_event(event) for event in events])
 
 
@@ -81,7 +81,7 @@ OPERATIONS = (
         parameters=(
             Parameter("instance", "text", "Only this instance's, by name or uid; it may be gone."),
             Parameter("since", "integer", "Only those after this revision."),
-            Parameter("limit", "integer", "Only so many of the latest.", minimum=1, maximum=MAX_EVENTS),
+            Parameter("limit", "integer", "Only so many of the latest.", minimum=1, maximum=MAX_EVENTS_SINCE),
         ),
         outcomes={200: Outcome("The events.", array(ref("Event")))},
     ),
