@@ -9,7 +9,7 @@ from rik.errors import BadRequest, Conflict, NotFound
 from rik.messages import Command, CreateInstances, CreateWorkload, DeleteInstance, DeleteWorkload, Explain
 from rik.model.change import Event
 from rik.model.instance import Instance, Status
-from rik.model.workload import Workload
+from rik.model.workload import Workload, parse_spec
 from rik.scheduler import lifecycle
 from rik.scheduler.ledger import Ledger
 from rik.scheduler.pending import Placer
@@ -58,6 +58,11 @@ class Commands:
             document=command.document,
             created_at=now,
         )
+        try:
+            parse_spec(workload.kind, command.document["spec"])
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            # Whoever checked the document should have seen it; what cannot be read must not get into the store.
+            raise BadRequest(f"the spec of workload {name!r} cannot be read: {error!r}") from None
         ledger.batch.changes.append(state.put_workload(workload, now, _told(workload, "Created", "created")))
         return workload.id
 

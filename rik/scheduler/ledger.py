@@ -12,6 +12,9 @@ from rik.scheduler.lifecycle import Step, assignment
 from rik.scheduler.sessions import ApiSession, NodeSession
 from rik.scheduler.state import State
 
+# Reasons by which the scheduler ends what a worker may still hold.
+ENDED_HERE = (Reason.DEADLINE_EXCEEDED, Reason.DESTROY_FAILED, Reason.NODE_LOST, Reason.INTERNAL_ERROR)
+
 
 class Batch:
     """Changes, and what may leave only once they are durable: in this order frames, answers, then nodes' messages.
@@ -95,9 +98,5 @@ class Ledger:
             self.order(record.node_id, self.run_order(record))
         elif record.status == Status.DESTROYING and record.deleted and (before is None or not before.deleted):
             self.order(record.node_id, Stop(record.uid))
-        elif (
-            record.node_id
-            and record.status == Status.FAILED
-            and record.reason in (Reason.DEADLINE_EXCEEDED, Reason.DESTROY_FAILED, Reason.NODE_LOST)
-        ):
+        elif record.node_id and record.status == Status.FAILED and record.reason in ENDED_HERE:
             self.order(record.node_id, Stop(record.uid, record.reason, record.message))

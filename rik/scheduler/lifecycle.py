@@ -248,6 +248,12 @@ def miss(instance: Instance, at: int) -> list[Step]:
     return end(instance, Status.FAILED, Reason.STOPPED_WITHOUT_STATUS, message, at)
 
 
+def break_down(instance: Instance, error: Exception, at: int) -> list[Step]:
+    """A bug in RIK ends the one instance whose handling it broke."""
+    message = f"RIK itself failed while it handled this instance: {error!r}"
+    return end(instance, Status.FAILED, Reason.INTERNAL_ERROR, message, at)
+
+
 def changed(before: Instance, record: Instance) -> Step:
     """A change that is none of its status."""
     return Step(INSTANCE, PUT, record, before)

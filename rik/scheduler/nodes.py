@@ -8,11 +8,12 @@ import msgspec
 
 from rik.messages import Forget, Hello, Order, Report, Reports, Stop, Welcome
 from rik.model.change import Event
-from rik.model.instance import Progress, Status
+from rik.model.instance import Instance, Progress, Status
 from rik.model.node import Node, NodeStatus
 from rik.scheduler import lifecycle
 from rik.scheduler.leases import Leases
 from rik.scheduler.ledger import Ledger
+from rik.scheduler.lifecycle import Step
 from rik.scheduler.sessions import NodeSession
 
 log = logging.getLogger("rik.scheduler")
@@ -202,11 +203,18 @@ class Nodes:
             return True
         if (report.epoch, report.sequence) > self._last.get(report.uid, (-1, -1)):
             self._last[report.uid] = (report.epoch, report.sequence)
-            spec = self._state.spec(instance)
-            self._ledger.take(lifecycle.observe(instance, spec, report, self._ledger.now))
+            self._ledger.take(self._observe(instance, report))
         if report.uid not in self._state.instances or self._state.instances[report.uid].status.final:
             self._last.pop(report.uid, None)
         return True
+
+    def _observe(self, instance: Instance, report: Report) -> list[Step]:
+        now = self._ledger.now
+        try:
+            return lifecycle.observe(instance, self._state.spec(instance), report, now)
+        except Exception as error:
+            log.exception("a report on instance %s could not be taken in", instance.uid)
+            return lifecycle.break_down(instance, error, now)
 
     def never_reached(self, uid: str) -> None:
         """It was to be stopped before its worker had been told of it."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+
 from rik.model.instance import Instance, Status
 from rik.scheduler import lifecycle
 from rik.scheduler.ledger import Ledger
 from rik.scheduler.placement import Demand, Impossible, Outcome, Placed, Waiting, place
+
+log = logging.getLogger("rik.scheduler")
 
 # Instances placed in one turn of the scheduler: about 20 ms, so that messages are not kept waiting.
 PER_TURN = 500
@@ -51,10 +55,15 @@ class Placer:
         """Whether there was anything to do."""
         state, ledger = self._ledger.state, self._ledger
         spec = state.spec(instance)
+        now = ledger.now
         outcome = self._refused.get(instance.workload_id)
         if outcome is None:
-            outcome = place(Demand.of(spec), state.rooms(), self.policy)
-        now = ledger.now
+            try:
+                outcome = place(Demand.of(spec), state.rooms(), self.policy)
+            except Exception as error:
+                log.exception("instance %s could not be placed", instance.uid)
+                ledger.take(lifecycle.break_down(instance, error, now))
+                return True
         match outcome:
             case Placed(node=node, decision=decision):
                 ledger.take(lifecycle.place(instance, spec, node, decision, now))

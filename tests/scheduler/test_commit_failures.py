@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 import trio
 from trio.testing import MockClock
 
-from rik.messages import Answer, CreateInstances, CreateWorkload
+from rik.messages import Answer, CreateInstances, CreateWorkload, Report, Stop
+from rik.model.instance import Instance
+from rik.model.workload import Spec
+from rik.scheduler import lifecycle, placement
+from rik.scheduler.commands import Commands
+from rik.scheduler.placement import Demand, Outcome, Room
 from rik.store.memory import MemoryStore
 from rik.store.sqlite import open_sqlite
 from tests.scheduler.cluster import NAMESPACE, Cluster, cluster, document
@@ -108,8 +114,6 @@ async def test_a_bug_in_one_decision_does_not_bring_the_scheduler_down(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What cannot be handled is answered unavailable, and everybody else is served as before."""
-    from rik.scheduler.commands import Commands
-
     async with cluster(MemoryStore()) as here:
         broken = Commands._create_workload
 
@@ -124,6 +128,47 @@ async def test_a_bug_in_one_decision_does_not_bring_the_scheduler_down(
         assert answer.error == "unavailable" and "a bug" in answer.message
         await here.api.do(CreateWorkload(document("fine"), NAMESPACE))
         assert [workload.name for workload in (await here.store.load()).workloads] == ["fine"]
+
+
+async def test_a_bug_ends_the_one_instance_that_it_broke(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A report or a placement that cannot be handled makes that instance Failed InternalError, and no other."""
+    observe, place = lifecycle.observe, placement.place
+
+    def observe_badly(instance: Instance, spec: Spec, report: Report, now: int) -> list[lifecycle.Step]:
+        if report.ip == "cursed":
+            raise ZeroDivisionError("a bug")
+        return observe(instance, spec, report, now)
+
+    def place_badly(demand: Demand, rooms: Iterable[Room], policy: str = "") -> Outcome:
+        if demand.resources.pids == 666:
+            raise ZeroDivisionError("another bug")
+        return place(demand, rooms, policy)
+
+    monkeypatch.setattr(lifecycle, "observe", observe_badly)
+    monkeypatch.setattr("rik.scheduler.pending.place", place_badly)
+    async with cluster(MemoryStore()) as here:
+        worker = await here.connect_worker()
+        first, second = await here.api.create(2)
+        [third] = await here.api.create(workload=document("third", resources={"pids": 666}))
+        await worker.settle(worker.report(first.uid, "Running", ip="cursed"), worker.report(second.uid, "Running"))
+        told = [here.api.instances[one.uid] for one in (first, second, third)]
+        assert [(one.status, one.reason) for one in told] == [
+            ("Failed", "InternalError"),
+            ("Running", ""),
+            ("Failed", "InternalError"),
+        ]
+        assert "a bug" in told[0].message and "another bug" in told[2].message
+        await worker.until(lambda: isinstance(worker.waiting[first.uid], Stop))
+
+
+async def test_a_spec_that_cannot_be_read_is_a_bad_request(autojump_clock: MockClock) -> None:
+    """What slipped through the check of documents does not get into the store."""
+    async with cluster(MemoryStore()) as here:
+        answer = await here.api.ask(CreateWorkload(document(resources={"memory": "plenty"}), NAMESPACE))
+        assert answer.error == "bad-request" and "plenty" in answer.message
+        assert here.api.revision == 0
 
 
 async def fill(here: Cluster) -> Answer:
