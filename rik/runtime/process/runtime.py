@@ -44,6 +44,8 @@ ANSWER_S = 10.0
 ADOPT_S = 10.0
 # Between a supervisor's last word and its end there is no more than a write or two; on a full disk there is.
 FAREWELL_S = 2.0
+# Connections into pods that are asked for at a time; each takes a third of a millisecond.
+ENTRANCES = 32
 _PAUSE_S = 0.005
 _ABSENT = Observed("absent")
 
@@ -74,6 +76,7 @@ class ProcessRuntime:
         self._death_fd = -1
         self._nursery: trio.Nursery | None = None
         self._tokens: dict[str, str] = {}
+        self._entrances = trio.CapacityLimiter(ENTRANCES)
 
     def open(self) -> AbstractAsyncContextManager[None]:
         return self._open()
@@ -413,7 +416,7 @@ class ProcessRuntime:
     async def _socket(self, uid: str, kind: str, family: int) -> trio.socket.SocketType:
         """An unconnected socket in the pod's network."""
         try:
-            async with self._ask(uid, "socket", type=kind, family=family) as channel:
+            async with self._entrances, self._ask(uid, "socket", type=kind, family=family) as channel:
                 with trio.fail_after(ANSWER_S):
                     _, fds = await channel.message()
         except (Gone, Refusal, trio.TooSlowError) as error:

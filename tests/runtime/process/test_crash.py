@@ -130,7 +130,8 @@ async def test_ended_while_nobody_looked(bench: Bench) -> None:
 def _spawn(bench: Bench, step: str, uid: str, verb: str, bind: str) -> subprocess.Popen[bytes]:
     """A RIK that is killed at a step of its own (or not: "" is no step), run to that point."""
     command = [sys.executable, "-c", _CRASHING, str(bench.data_dir), bench.host_id, uid, bind, verb]
-    environment = {**os.environ, "RIK_CRASH_AT": step, "PYTHONPATH": os.getcwd()}
+    path = os.pathsep.join(filter(None, (os.getcwd(), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "RIK_CRASH_AT": step, "PYTHONPATH": path}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE)
     assert process.stdout is not None
     process.stdout.readline()

@@ -92,6 +92,7 @@ class Container:
     def build(self) -> None:
         """Forks its PID 1, which begins to make its root file system."""
         self.state = "creating"
+        self._loop.forget_ended()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         stdio = self._open_stdio()
         keep = {theirs.fileno(), self.held.directory, *stdio.descriptors(), *self.held.layers}

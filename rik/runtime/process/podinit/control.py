@@ -47,7 +47,7 @@ class Server:
         self._peer_uid = peer_uid
         self.connections: set[Connection] = set()
         listener.setblocking(False)
-        loop.watch(listener.fileno(), READ, self._accept)
+        self._listen()
 
     def changed(self) -> None:
         """Tells every watcher."""
@@ -59,13 +59,24 @@ class Server:
         for connection in list(self.connections):
             connection.flush()
 
+    def closed(self, connection: Connection) -> None:
+        """There is room again."""
+        self.connections.discard(connection)
+        self._listen()
+
+    def _listen(self) -> None:
+        self.loop.watch(self._listener.fileno(), READ, self._accept)
+
     def _accept(self, events: int) -> None:
+        if len(self.connections) >= CONNECTIONS:
+            self.loop.forget(self._listener.fileno())  # the others wait in the kernel's queue
+            return
         try:
             peer, _ = self._listener.accept()
         except OSError:  # it went away again, or there are no descriptors left: the rest of the pod goes on
             return
         credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        if _CREDENTIALS.unpack(credentials)[1] != self._peer_uid or len(self.connections) >= CONNECTIONS:
+        if _CREDENTIALS.unpack(credentials)[1] != self._peer_uid:
             peer.close()
             return
         peer.setblocking(False)
@@ -125,8 +136,8 @@ class Connection:
         if self not in self._server.connections and self._peer.fileno() < 0:
             return
         self._server.loop.forget(self._peer.fileno())
-        self._server.connections.discard(self)
         self._peer.close()
+        self._server.closed(self)
         for _, fds in self._queue:
             _close_all(fds)
         self._queue.clear()

@@ -58,6 +58,7 @@ class Execution:
 
     def start(self) -> None:
         """Forks; the outcome is told later. Raises OSError."""
+        self._loop.forget_ended()
         outcome, told = os.pipe2(os.O_CLOEXEC)
         ours, theirs = socket.socketpair()
         stdio: tuple[int, ...] = ()
@@ -93,7 +94,6 @@ class Execution:
     def abandon(self) -> None:
         """Whoever asked for it has gone: it and all it started are killed."""
         self._abandoned = True
-        self._close_ours()
         if self._status is None:
             # Who is in the family is noted now: some leave it when its head dies of the hang-up.
             family = [self.pid, *descendants.of(self.pid, session=self.pid)]
@@ -101,6 +101,7 @@ class Execution:
             for pid in family:
                 descendants.kill(pid, signal.SIGHUP)
             self._loop.after(HANGUP_S, lambda: self._kill_family(_FAMILY_ROUNDS))
+        self._close_ours()
 
     def _become(self, stdio: tuple[int, ...], channel: socket.socket, told: int) -> None:
         ends = stdio
@@ -130,7 +131,10 @@ class Execution:
             self._tell({"failed": json.loads(failure)}, [])
             return
         self._started = True
-        descriptors, self._ours = self._ours, []
+        descriptors = self._ours
+        # Copies of the reading ends are kept until the end: were the client's the only ones, its going would hang up
+        # the command before its family is noted, and whoever had left the session would be lost.
+        self._ours = [os.dup(fd) for fd in (descriptors if self._command["tty"] else descriptors[1:])]
         self._tell({"started": self.pid}, descriptors)
         self._finish()
 
@@ -142,6 +146,7 @@ class Execution:
         if self._status is None or not self._started or self.over or self._abandoned:
             return
         self.over = True
+        self._close_ours()
         signalled = os.WIFSIGNALED(self._status)
         code = None if signalled else os.WEXITSTATUS(self._status)
         number = os.WTERMSIG(self._status) if signalled else None

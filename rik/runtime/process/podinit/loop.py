@@ -73,9 +73,10 @@ class Loop:
         else:
             self._children[pid] = callback
 
-    def wait_child(self, pid: int) -> int:
-        """Waits here and now for one child, which must be about to end; returns its wait status."""
-        return os.waitpid(pid, 0)[1]
+    def forget_ended(self) -> None:
+        """To be called before a fork: who has ended before it is nobody whom `on_exit` will be asked about."""
+        self.reap()
+        self._ended.clear()
 
     def stop(self) -> None:
         """Leaves `run` after the present callback."""
@@ -124,8 +125,6 @@ class Loop:
                 callback(status)
             else:
                 self._ended[pid] = status
-                if len(self._ended) > 1000:  # strangers: nobody will ask for the oldest
-                    self._ended.pop(next(iter(self._ended)))
 
 
 def _noted(number: int, frame: object) -> None:
