@@ -377,6 +377,7 @@ INVALID: dict[str, tuple[Callable[[], bytes], str]] = {
     "huge extended header": (lambda: long_pax(2_000_000), "extended header of 2,0"),
     "hard link to nothing": (lambda: tar(hardlink("a", "b")), "leads to '/b', which is not there"),
     "hard link to a directory": (lambda: tar(folder("d"), hardlink("a", "d")), "which is no file"),
+    "hard link into what it replaces": (lambda: tar(file("d/f"), hardlink("d", "d/f")), "that it leads into"),
     "hard link to itself": (lambda: tar(hardlink("a", "a")), "leads to '/a', which is not there"),
     "zero byte in a link": (lambda: tar(symlink("a", "b", pax_headers={"linkpath": "b\0c"})), "null byte"),
     "link to nothing": (lambda: tar(symlink("a", "")), "the symbolic link 'a' leads nowhere"),

@@ -32,6 +32,10 @@ class OverLimit(Exception):
     """The layer is larger than allowed; the message says in what."""
 
 
+class _Absent(Exception):
+    """There is no such directory, here or below."""
+
+
 class Extraction:
     """Unpacks into the current root directory. `used` and `spent` are compared with the limits after every member.
 
@@ -134,8 +138,9 @@ class Extraction:
 
     # -- directories on the way to a name ------------------------------------------------------------------------------
 
-    def _directory(self, written: Path) -> Path:
-        """Where the directory `written` really is, made in this layer if it is not there yet."""
+    def _directory(self, written: Path, make: bool = True) -> Path:
+        """Where the directory `written` really is. When this layer has not got it yet, it gets it; without `make` only
+        if a lower layer shows one there, else `_Absent` is raised."""
         known = self._real.get(written)
         if known is not None:
             return known
@@ -153,7 +158,7 @@ class Extraction:
             if here in self._own:
                 path = here
                 continue
-            link = self._enter(here, written)
+            link = self._enter(here, written, make)
             if link is None:
                 path = here
                 continue
@@ -167,7 +172,7 @@ class Extraction:
         self._real[written] = path
         return path
 
-    def _enter(self, path: Path, written: Path) -> str | None:
+    def _enter(self, path: Path, written: Path, make: bool) -> str | None:
         """Makes sure that `path` is a directory of this layer; returns a symbolic link's target when it is one
         instead."""
         text = _text(path)
@@ -177,6 +182,8 @@ class Extraction:
             below = self._below(path)
             if below is not None and stat.S_ISLNK(below[0].st_mode):
                 return self._lower.readlink(below[1], path)
+            if not make and (below is None or not stat.S_ISDIR(below[0].st_mode)):
+                raise _Absent from None
             self._count(0)
             os.mkdir(text, 0o755)
             self._own.add(path)
@@ -184,6 +191,8 @@ class Extraction:
             return None
         if stat.S_ISLNK(status.st_mode):
             return os.readlink(text)
+        if not make and not stat.S_ISDIR(status.st_mode):
+            raise _Absent
         if is_whiteout(status):
             os.unlink(text)
             self._make_directory(path, hid_lower=True)
@@ -319,6 +328,8 @@ class Extraction:
         self._bring_up(target, member)
         if target == path:
             return
+        if target[: len(path)] == path:
+            raise BadTar(f"the hard link {shown(member.name)} replaces the directory that it leads into")
         self._make_room(path, keep_directory=False)
         os.link(_text(target), _text(path), follow_symlinks=False)
 
@@ -365,13 +376,17 @@ class Extraction:
             os.close(source)
 
     def _whiteout(self, name: Path) -> None:
-        if name[-1] == _OPAQUE:
-            self._make_opaque(self._directory(name[:-1]))
-            return
         hidden = name[-1][len(_WHITEOUT) :]
         if hidden in ("", ".", ".."):
             raise BadTar(f"the whiteout {shown('/'.join(name))} names nothing")
-        path = (*self._directory(name[:-1]), hidden)
+        try:
+            parent = self._directory(name[:-1], make=False)
+        except _Absent:
+            return  # there is nothing to hide
+        if name[-1] == _OPAQUE:
+            self._make_opaque(parent)
+            return
+        path = (*parent, hidden)
         text = _text(path)
         try:
             status = os.lstat(text)
