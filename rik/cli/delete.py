@@ -77,6 +77,8 @@ def _delete_all(
     """Deletes each, going on after a refusal; `done` tells of each. `awaited` are the values of the instances' `key`
     (or their uids) that are waited for, None for not waiting."""
 
+    accepted: list[str] = []
+
     def act() -> int:
         code = 0
         for name in dict.fromkeys(names):
@@ -86,7 +88,8 @@ def _delete_all(
                 note(f"error: {error.message}" + (f"\nnext: {error.next_step}" if error.next_step else ""))
                 code = EXIT_FAILED
             else:
-                if awaited is None or key != "name":
+                accepted.append(name)
+                if awaited is None:
                     say(f"{name} {done}")
         return code
 
@@ -94,7 +97,11 @@ def _delete_all(
         return act()
     from rik.cli.stream import run_live
 
-    return run_live(delete_and_wait, client, act, lambda record: record[key] in awaited or record["uid"] in awaited)
+    code = run_live(delete_and_wait, client, act, lambda record: record[key] in awaited or record["uid"] in awaited)
+    if key == "workload":  # the instances were told of as they went
+        for name in accepted:
+            say(f"{name} {done}")
+    return code
 
 
 async def delete_and_wait(

@@ -46,7 +46,7 @@ def doctor(node: str | None, data_dir: Path | None, style: str) -> None:
     else:
         reports = decoded(bodies)
     if style == "json":
-        write_json(bodies, reports, single=node is not None)
+        write_json(bodies, reports)
         return
     for index, report in enumerate(reports):
         if index:
@@ -70,7 +70,7 @@ def audit(node: str | None, data_dir: Path | None, style: str) -> int:
         reports = decoded(bodies)
     orphans = [(report["node"], orphan) for report in reports for orphan in report.get("orphans") or ()]
     if style == "json":
-        write_json(bodies, reports, single=node is not None)
+        write_json(bodies, reports)
     else:
         for report in reports:
             say(paint(f"{report['node']}: {plural(len(report.get('resources') or ()), 'resource')}", "", bold=True))
@@ -119,11 +119,11 @@ def decoded(bodies: dict[str, bytes]) -> list[dict[str, Any]]:
     return [{"node": name, **json.loads(body)} for name, body in bodies.items()]
 
 
-def write_json(bodies: dict[str, bytes] | None, reports: list[dict[str, Any]], *, single: bool) -> None:
-    """Of one node that was named exactly the API's bytes; of all of them an object by their names."""
+def write_json(bodies: dict[str, bytes] | None, reports: list[dict[str, Any]]) -> None:
+    """Of one node exactly the API's bytes; of several an object by their names."""
     if bodies is None:
         bodies = {str(report["node"]): json.dumps(report).encode() for report in reports}
-    if single and bodies:
+    if len(bodies) == 1:
         write_exactly(next(iter(bodies.values())))
     else:
         members = (json.dumps(name).encode() + b":" + body for name, body in bodies.items())

@@ -23,7 +23,7 @@ from rik.cli.command import (
 from rik.cli.errors import CommandError, RequestRefused, Unreachable
 from rik.cli.output import Column, aligned, clean, note, say, show
 from rik.cli.spelling import spelled
-from rik.cli.story import short_ports, status_phrase, why
+from rik.cli.story import remarkable, short_ports, status_phrase
 
 POLL_S = 2.0  # what has no watch of its own (workloads, nodes, events) is asked for again this often
 MESSAGE_CHARS = 80
@@ -39,12 +39,12 @@ INSTANCE_COLUMNS = (
     Column("Workload", lambda record: record.get("workload") or ""),
     Column("Status", status_phrase, styled=True),
     Column("Node", lambda record: record.get("node") or ""),
-    Column("Age", lambda record: age(record.get("created_at"))),
+    Column("Age", lambda record: age(record.get("created_at")), ages=True),
     Column("Ports", short_ports),
-    Column("Why", lambda record: shortened(why(record))),
+    Column("Why", lambda record: shortened(remarkable(record))),
     Column("Kind", lambda record: record.get("kind") or "", wide=True),
     Column("IP", lambda record: record.get("ip") or "", wide=True),
-    Column("Updated", lambda record: age(record.get("updated_at")), wide=True),
+    Column("Updated", lambda record: age(record.get("updated_at")), wide=True, ages=True),
     Column("Uid", lambda record: record.get("uid") or "", wide=True),
 )
 
@@ -63,7 +63,7 @@ NODE_COLUMNS = (
     Column("CPU", lambda node: _share(node, "cpu_millis", cores), right=True),
     Column("Memory", lambda node: _share(node, "memory_bytes", lambda value: amount(value, "bytes")), right=True),
     Column("Instances", lambda node: str(node.get("instances", "")), right=True),
-    Column("Heartbeat", lambda node: age(node.get("heartbeat_at"))),
+    Column("Heartbeat", lambda node: age(node.get("heartbeat_at")), ages=True),
     Column("Roles", lambda node: ",".join(node.get("roles") or ()), wide=True),
     Column("Labels", lambda node: ",".join(f"{k}={v}" for k, v in (node.get("labels") or {}).items()), wide=True),
     Column("Version", lambda node: node.get("version") or "", wide=True),
@@ -71,7 +71,7 @@ NODE_COLUMNS = (
 )
 
 EVENT_COLUMNS = (
-    Column("At", lambda event: age(event.get("at"))),
+    Column("At", lambda event: age(event.get("at")), ages=True),
     Column("Type", lambda event: event.get("type") or "", styled=True),
     Column("Object", lambda event: event.get("object") or ""),
     Column("Reason", lambda event: event.get("reason") or ""),
@@ -236,17 +236,18 @@ def _once_or_again(
                 said = {text}
                 say(text)
         else:
-            present: dict[str, str] = {}
+            present: set[str] = set()
             cells = []
             for row in rows(answer.json()):
-                key = repr(row)
-                if key not in said:
-                    cells.append([clean(column.cell(row)) for column in shown])
-                present[key] = key
+                row_cells = [clean(column.cell(row)) for column in shown]
+                news = "\0".join(cell for cell, column in zip(row_cells, shown, strict=True) if not column.ages)
+                if news not in said:
+                    cells.append(row_cells)
+                present.add(news)
             lines = aligned(shown, cells)
             for line in lines if first else lines[1:]:
                 say(line)
-            said = set(present)
+            said = present
         first = False
         time.sleep(POLL_S)
 

@@ -27,13 +27,15 @@ STATUS_STYLES = {
 
 
 class Column(NamedTuple):
-    """`cell` makes a row's text; a `wide` one is shown by `-o wide` alone; `styled` colours it by its word."""
+    """`cell` makes a row's text; a `wide` one is shown by `-o wide` alone; `styled` colours it by its word; one that
+    `ages` changes with time alone, which is no news to somebody who follows."""
 
     title: str
     cell: Callable[[Any], str]
     wide: bool = False
     right: bool = False
     styled: bool = False
+    ages: bool = False
 
 
 def is_terminal(stream: IO[Any] | None = None) -> bool:

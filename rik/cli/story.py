@@ -49,6 +49,11 @@ def why(instance: Record) -> str:
     return f"{reason}: {message}" if reason and message else reason or message
 
 
+def remarkable(instance: Record) -> str:
+    """As `why`, for a column or a line: nothing about what simply runs."""
+    return "" if instance.get("status") == "Running" and not instance.get("reason") else why(instance)
+
+
 def ending(container: Record) -> str:
     """How a container ended: `exit code 3`, `killed by SIGKILL (out of memory)`, or "" while it has not."""
     signal, code = container.get("signal"), container.get("exit_code")

@@ -13,7 +13,7 @@ from rik.cli.client import Client, Query
 from rik.cli.command import ClientCommand, connect, filter_options, filters
 from rik.cli.errors import CommandError
 from rik.cli.output import Column, clean, is_terminal, note, rich_table, say
-from rik.cli.story import Record, status_phrase, why
+from rik.cli.story import Record, remarkable, status_phrase
 
 REFRESHES_PER_S = 4
 ENDED_SHOWN = 8  # rows of instances that are gone, kept in the live table for a while
@@ -24,7 +24,7 @@ LIVE_COLUMNS = (
     Column("Status", status_phrase, styled=True),
     Column("Node", lambda record: record.get("node") or ""),
     Column("Age", lambda record: age(record.get("created_at"))),
-    Column("Why", why),
+    Column("Why", remarkable),
 )
 
 
@@ -95,7 +95,7 @@ def change_lines(frame: Any, name: str | None = None) -> list[str]:
 def _line(when: str, record: Record, *, gone: bool = False) -> str:
     status = "removed" if gone else status_phrase(record)
     where = f"on {record['node']}  " if record.get("node") else ""
-    return f"{when}  {record['name']}  {status}  {where}{clean(why(record))}".rstrip()
+    return f"{when}  {record['name']}  {status}  {where}{clean(remarkable(record))}".rstrip()
 
 
 def _is(record: Record, name: str | None) -> bool:

@@ -285,3 +285,19 @@ def test_no_color(rik: Rik, terminal: Any) -> None:
             assert shown.wait() == 0
             assert bool(re.search(r"\x1b\[[0-9;]*3[0-9]m", shown.seen)) is coloured
     rik.remove("plain")
+
+
+def test_lists_that_are_followed(rik: Rik) -> None:
+    """`get events --watch` and `get nodes --watch` print what is new, and nothing because time passes."""
+    events = rik.start("get", "events", "--watch")
+    nodes = rik.start("get", "nodes", "--watch")
+    assert events.stdout is not None and nodes.stdout is not None
+    assert "RUNTIMES" in nodes.stdout.readline() and "Ready" in nodes.stdout.readline()
+    assert "REASON" in events.stdout.readline()
+    name = rik.deploy("followed", "sleep 1000")
+    line = ""
+    while f"instance/{name}" not in line or "Running" not in line:
+        line = events.stdout.readline()
+        assert line
+    assert "Ready" in nodes.stdout.readline(), "it has an instance more"
+    rik.remove("followed")
