@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Any, cast
 
 import trio
-from quart import Response, Websocket, request, websocket
+from quart import Response, Websocket, has_request_context, request, websocket
 from quart.wrappers.response import ResponseBody
 from quart_trio import QuartTrio
 from quart_trio.wrappers.request import TrioBody, TrioRequest
@@ -84,8 +84,10 @@ class Application:
             try:
                 # The last message makes hypercorn wait for the connection's next request, with a timeout and an ear for
                 # the end; Quart cancels whoever sends it in the middle of that.
-                last = kind == "http.response.body" and not message.get("more_body", False)
-                with trio.CancelScope(shield=last):
+                if kind == "http.response.body" and not message.get("more_body", False):
+                    with trio.CancelScope(shield=True):
+                        await send(message)
+                else:
                     await send(message)
             finally:
                 sending.end()
@@ -146,7 +148,8 @@ class Application:
         return endpoint
 
     async def _failed(self, error: Exception) -> Response:
-        return await _response(problem.of_exception(error, self._service.settings.max_body_bytes))
+        method = request.method if has_request_context() else WEBSOCKET
+        return await _response(problem.of_exception(error, method, self._service.settings.max_body_bytes))
 
 
 class _Socket:

@@ -29,6 +29,7 @@ LOOK_INTERVAL_S = 1.0
 KEEPALIVE_IDLE_S = 30
 KEEPALIVE_INTERVAL_S = 10
 KEEPALIVE_PROBES = 3
+WILDCARDS = ("0.0.0.0", "::")
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 Address = tuple[Any, ...]
@@ -68,8 +69,8 @@ class Connections:
     def close(self, sending: Sending) -> None:
         self._sendings.discard(sending)
 
-    async def run(self, port: int) -> None:
-        """Looks after them until cancelled; then ends every connection to `port`, the one that is listened on."""
+    async def run(self, address: Address) -> None:
+        """Looks after them until cancelled; then ends every connection to `address`, the one that is listened on."""
         try:
             while True:
                 await trio.sleep(LOOK_INTERVAL_S)
@@ -79,16 +80,17 @@ class Connections:
                     log.warning("ending %d connections whose clients do not read", len(stuck))
                     _end_pairs(stuck)
         finally:
-            end_all(port)
+            end_all(address)
 
 
 def _end_pairs(pairs: set[tuple[Address | None, Address | None]]) -> None:
     end_connections(lambda ours, theirs: (theirs, ours) in pairs)
 
 
-def end_all(port: int) -> None:
-    """Ends every connection to this port."""
-    end_connections(lambda ours, theirs: bool(ours[1] == port))
+def end_all(address: Address) -> None:
+    """Ends every connection to this address and port."""
+    host, port = address[:2]
+    end_connections(lambda ours, theirs: ours[1] == port and (host in WILDCARDS or ours[0] == host))
 
 
 def end_connections(chosen: Callable[[Address, Address], bool]) -> None:

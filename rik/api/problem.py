@@ -11,7 +11,7 @@ import msgspec
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.routing.exceptions import WebsocketMismatch
 
-from rik.api.operations import PROBLEM, Reply
+from rik.api.operations import PROBLEM, WEBSOCKET, Reply
 from rik.errors import Refused, RikError, StartupError, Unavailable
 from rik.link.base import StreamFailed
 from rik.model.public import render_refusal
@@ -23,7 +23,6 @@ _DETAILS = {
     404: "there is no such route; see /openapi.json for those there are",
     408: "the request's body did not come in time",
     413: "the request's body is too large",
-    426: "this call is a websocket: ask for an upgrade",
 }
 
 
@@ -51,8 +50,11 @@ def problem(
     return Reply(status, msgspec.json.encode(document), PROBLEM, headers or {})
 
 
-def of_exception(error: BaseException, max_body_bytes: int) -> Reply:
-    """The answer to a request that ended by `error`. A bug is logged, with an id that the answer names."""
+def of_exception(error: BaseException, method: str, max_body_bytes: int) -> Reply:
+    """The answer to a request that ended by `error`. A bug is logged, with an id that the answer names.
+
+    `method` is that of the request, WEBSOCKET for one that asked for an upgrade.
+    """
     match error:
         case Refused():
             return problem(
@@ -76,7 +78,7 @@ def of_exception(error: BaseException, max_body_bytes: int) -> Reply:
             headers = {"Retry-After": "1"} if status == 503 else {}
             return problem(status, error.message, reason="Refused", next_step=error.next_step, headers=headers)
         case HTTPException():
-            return _of_http(error, max_body_bytes)
+            return _of_http(error, method, max_body_bytes)
         case _:
             return of_bug(error)
 
@@ -95,15 +97,17 @@ def of_bug(error: BaseException) -> Reply:
     )
 
 
-def _of_http(error: HTTPException, max_body_bytes: int) -> Reply:
+def _of_http(error: HTTPException, method: str, max_body_bytes: int) -> Reply:
     status = error.code or 500
     if isinstance(error, WebsocketMismatch):
-        status = 426
-    if status == 426:
-        return problem(426, _DETAILS[426], headers={"Upgrade": "websocket", "Connection": "Upgrade"})
-    if status == 405:
-        allowed = sorted(error.valid_methods or ()) if isinstance(error, MethodNotAllowed) else []
-        return problem(405, f"this route answers to {', '.join(allowed)}", headers={"Allow": ", ".join(allowed)})
+        if method == WEBSOCKET:
+            return problem(400, "this call is not a websocket: ask without an upgrade")
+        if method in ("GET", "HEAD"):
+            headers = {"Upgrade": "websocket", "Connection": "Upgrade"}
+            return problem(426, "this call is a websocket: ask for an upgrade", headers=headers)
+        return _wrong_method(["GET"])
+    if isinstance(error, MethodNotAllowed):
+        return _wrong_method(sorted(error.valid_methods or ()))
     if status == 413:
         return problem(
             413, f"the request's body is larger than {max_body_bytes} bytes", headers={"Connection": "close"}
@@ -111,3 +115,7 @@ def _of_http(error: HTTPException, max_body_bytes: int) -> Reply:
     if status >= 500:
         return of_bug(error)
     return problem(status, _DETAILS.get(status, error.description or ""))
+
+
+def _wrong_method(allowed: list[str]) -> Reply:
+    return problem(405, f"this route answers to {', '.join(allowed)}", headers={"Allow": ", ".join(allowed)})

@@ -11,7 +11,7 @@ from hypercorn.config import Config, Sockets
 from hypercorn.trio import serve
 
 from rik.api.app import Application
-from rik.api.connections import Connections, end_all, listening_socket
+from rik.api.connections import Address, Connections, end_all, listening_socket
 from rik.api.gate import Gate
 from rik.api.metrics import Metrics
 from rik.api.service import ClusterInfo, Service
@@ -68,13 +68,13 @@ class Api:
     async def run(self, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
         """Started with the URL once requests are accepted and the view is filled. Raises StartupError."""
         with _listen(self._settings) as listener:
-            port = listener.getsockname()[1]
+            address = listener.getsockname()
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._session.run)
-                nursery.start_soon(self._connections.run, port)
+                nursery.start_soon(self._connections.run, address)
                 nursery.start_soon(self._publish_progress)
                 nursery.start_soon(self._keep_house)
-                nursery.start_soon(self._end_connections, port)
+                nursery.start_soon(self._end_connections, address)
                 async with trio.open_nursery() as serving:
                     urls = await serving.start(
                         partial(
@@ -100,10 +100,10 @@ class Api:
             await trio.sleep(HOUSEKEEPING_INTERVAL_S)
             self._service.hub.forget_snapshot()
 
-    async def _end_connections(self, port: int) -> None:
+    async def _end_connections(self, address: Address) -> None:
         await self._service.closing.wait()
         await trio.sleep(self._settings.shutdown_s * PATIENCE)
-        end_all(port)
+        end_all(address)
 
 
 def _listen(settings: ApiSettings) -> socket.socket:

@@ -141,6 +141,16 @@ class Scheduler:
                 changes.append(Change(POSTMORTEM, PUT, record.uid, record, NOW))
         return await self.commit(*changes)
 
+    async def put_silently(self, record: Instance) -> None:
+        """Durable, but told to nobody: as if the api had fallen behind."""
+        await self.store.commit([Change(INSTANCE, PUT, record.uid, record, NOW)])
+        self._instances[record.uid] = record
+
+    async def begin_anew(self) -> None:
+        """Another snapshot within the same sessions."""
+        loaded = await self.store.load()
+        self._tell(Snapshot(loaded.revision, loaded.workloads, loaded.instances, loaded.nodes))
+
     async def remove(self, uid: str) -> int:
         record = self._instances[uid]
         return await self.commit(Change(INSTANCE, DELETE, uid, record, NOW, record))

@@ -367,3 +367,16 @@ async def test_many_watchers_share_one_frame(running: Running) -> None:
         for number in range(total):
             await running.scheduler.put(msgspec.structs.replace(instance(number), message=f"{number}"))
     assert got == [list(range(1, total + 1))] * 80
+
+
+async def test_a_new_snapshot_in_a_session_is_seamless(running: Running) -> None:
+    """When the scheduler begins anew with a snapshot, watchers get what they missed from the store, and no gap."""
+    await running.scheduler.put(instance(1))
+    async with running.client.watch() as frames:
+        await frames.next()
+        await running.scheduler.put_silently(instance(2))
+        await running.scheduler.put_silently(instance(3))
+        await running.scheduler.begin_anew()
+        told = [await frames.until("instance", "gap", "snapshot") for _ in range(2)]
+        assert [frame["revision"] for frame in told] == [2, 3]
+        assert len(await running.client.call("instances.list")) == 3
