@@ -113,7 +113,8 @@ def filter_options(command: F) -> F:
     command = click.option("--workload", help="Only those of this workload.", shell_complete=complete_workloads)(
         command
     )
-    return click.option("--status", type=words, help="Only those in this status.")(command)
+    told = f"Only those in this status: {', '.join(status.value for status in Status)}."
+    return click.option("--status", type=words, metavar="STATUS", help=told)(command)
 
 
 def filters(status: str | None, workload: str | None, node: str | None) -> Query:

@@ -88,7 +88,7 @@ def get() -> None:
     """List workloads, instances, nodes or events, or show one of them."""
 
 
-@get.command("instances")
+@get.command("instances", short_help="All instances, or one of them.")
 @click.argument("name", required=False, shell_complete=complete_instances)
 @format_option
 @filter_options
@@ -128,7 +128,10 @@ def get_workloads(name: str | None, style: str, follow: bool) -> None:
 @click.argument("name", required=False, shell_complete=complete_nodes)
 @format_option
 @click.option(
-    "--status", type=click.Choice(["Ready", "NotReady"], case_sensitive=False), help="Only those in this status."
+    "--status",
+    type=click.Choice(["Ready", "NotReady"], case_sensitive=False),
+    metavar="STATUS",
+    help="Only those in this status: Ready or NotReady.",
 )
 @watch_option
 def get_nodes(name: str | None, style: str, status: str | None, follow: bool) -> None:
@@ -144,7 +147,7 @@ def get_nodes(name: str | None, style: str, status: str | None, follow: bool) ->
     _once_or_again(follow, style, ask, values if name is None else lambda node: [node], NODE_COLUMNS)
 
 
-@get.command("events")
+@get.command("events", short_help="What happened, in all or to one instance.")
 @click.argument("instance", required=False, shell_complete=complete_instances)
 @format_option
 @click.option("--node", help="Only those of this node.", shell_complete=complete_nodes)

@@ -130,6 +130,7 @@ def test_nodes(rik: Rik) -> None:
     table = rik.ok("get", "nodes").splitlines()
     assert table[1].split()[:3] == [name, "Ready", "process"]
     assert len(rik.ok("get", "nodes", "--status", "notready").splitlines()) == 1
+    assert len(rik.ok("get", "nodes", "--status", "ready").splitlines()) == 2
     described = rik.ok("describe", "node", name)
     for part in ("Status:       Ready", "Runtimes", "process", "Resources", "cpu", "memory"):
         assert part in described
