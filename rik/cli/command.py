@@ -126,13 +126,6 @@ def instance_argument(command: F) -> F:
     return click.argument("instance", shell_complete=complete_instances)(command)
 
 
-def all_pages(client: Client, call: str, query: Query) -> list[Any]:
-    """Every entry of a list call."""
-    entries = client.get(call, query=query).json()
-    assert isinstance(entries, list)
-    return entries
-
-
 def plural(count: int, word: str, words: str = "") -> str:
     """`1 node`, `2 nodes`."""
     return f"{count} {word if count == 1 else words or word + 's'}"
