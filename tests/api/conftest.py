@@ -16,7 +16,10 @@ from rik.settings import ApiSettings
 from tests.api.client import ApiClient
 from tests.api.scheduler import Scheduler
 
-LIMIT_S = 20
+LIMIT_S = 30
+# So long that a test which ends in time has not been helped by the connections being cut.
+PATIENT_SHUTDOWN_S = 15.0
+ENDS_WITHIN_S = 5.0
 
 
 class Running:
@@ -50,7 +53,7 @@ def serve() -> Serve:
         switchboard = Switchboard()
         api = Api(
             SystemEnvironment(),
-            ApiSettings(**{"port": 0, **settings}),
+            ApiSettings(**{"port": 0, "shutdown_s": PATIENT_SHUTDOWN_S, **settings}),
             ClusterInfo("cluster-id", "node-a", "memory"),
             scheduler.store,
             scheduler.connect,

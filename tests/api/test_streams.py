@@ -15,7 +15,7 @@ from trio_websocket import ConnectionClosed, WebSocketConnection
 from rik.link.base import MAX_FRAME_BYTES, LinkClosed, Stream
 from rik.messages import Attach, Exec, ReadLogs, StreamRequest
 from rik.model.instance import ContainerState, LogLine, Status
-from tests.api.conftest import Running
+from tests.api.conftest import ENDS_WITHIN_S, Running
 from tests.api.scheduler import Worker, frames_of, instance
 from tests.api.test_errors import rejection
 
@@ -370,4 +370,4 @@ async def test_shutdown_ends_conversations_and_logs(running: Running) -> None:
         assert await closing_code(socket) == 1001
         assert await closing_code(logs) == 1001
         await running.ended.wait()
-    assert trio.current_time() - started < 1.5
+    assert trio.current_time() - started < ENDS_WITHIN_S

@@ -17,7 +17,7 @@ from trio_websocket import ConnectionClosed
 from rik.api import connections
 from rik.model.instance import Progress, Status
 from tests.api.client import Frames
-from tests.api.conftest import Running, Serve
+from tests.api.conftest import ENDS_WITHIN_S, Running, Serve
 from tests.api.scheduler import DOCUMENT, Scheduler, instance
 
 
@@ -192,7 +192,7 @@ async def test_sync_comes_when_nothing_happens(serve: Serve) -> None:
         last = await running.scheduler.put(instance(1))
         started = trio.current_time()
         assert await frames.next() == {"type": "sync", "revision": last}
-        assert trio.current_time() - started < 0.35
+        assert trio.current_time() - started < 1
 
 
 async def test_progress_is_rare_and_the_latest(running: Running) -> None:
@@ -213,7 +213,7 @@ async def test_progress_is_rare_and_the_latest(running: Running) -> None:
             assert (frame["instance"], frame["step"], frame["total"]) == ("instance-1", "pull", 130)
             seen.append((trio.current_time(), frame["done"]))
         assert len(seen) <= 5
-        assert all(later[0] - earlier[0] > 0.4 for earlier, later in pairwise(seen))
+        assert all(later[0] - earlier[0] > 0.25 for earlier, later in pairwise(seen))
         await running.scheduler.put(instance(1))
         running.scheduler.progress(instance(1).uid, Progress("pull", 7, 130, "bytes"))
         await running.scheduler.put(instance(2))
@@ -260,7 +260,7 @@ async def test_the_end_is_announced(running: Running) -> None:
             await frames.socket.get_message()
         assert closed.value.reason is not None and closed.value.reason.code == 1001
         await running.ended.wait()
-    assert trio.current_time() - started < 1.5
+    assert trio.current_time() - started < ENDS_WITHIN_S
 
 
 async def test_what_a_watcher_says_is_ignored(running: Running) -> None:
@@ -295,9 +295,8 @@ async def test_one_that_never_reads_slows_nobody(serve: Serve, capsys: pytest.Ca
             print(f"\nwatching beside three that never read: p99 {delays[int(len(delays) * 0.99)] * 1000:.0f} ms")
         started = trio.current_time()
         running.api.shutdown()
-        with trio.fail_after(5):
-            await running.ended.wait()
-        assert trio.current_time() - started < 3
+        await running.ended.wait()
+        assert trio.current_time() - started < ENDS_WITHIN_S
         for client in slow:
             client.close()
 
