@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -72,14 +72,12 @@ def _first(group: BaseExceptionGroup[StartupError]) -> StartupError:
 async def _main(settings: Settings, environment: Environment, temporary: bool) -> None:
     data = DataDirectory.open(settings.data_dir)
     try:
-        async with trio.open_nursery() as nursery:
-            stop = await nursery.start(_stop_on_signal)
+        with _stopping_on_signals() as stop:
             if temporary:
                 await sweep_dead_demos(environment)
             async with running(settings, data, environment) as url:
                 _announce(url, settings)
                 await stop.wait()
-            nursery.cancel_scope.cancel()
     finally:
         if temporary:
             with trio.CancelScope(shield=True):
@@ -87,16 +85,32 @@ async def _main(settings: Settings, environment: Environment, temporary: bool) -
         data.close()
 
 
-async def _stop_on_signal(task_status: trio.TaskStatus[trio.Event] = trio.TASK_STATUS_IGNORED) -> None:
-    """The first SIGINT or SIGTERM asks for an orderly end, the second ends the process at once."""
-    stop = trio.Event()
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        task_status.started(stop)
-        async for number in signals:
-            if stop.is_set():
-                os._exit(128 + number)
-            log.info("stopping: %s", signal.Signals(number).name)
-            stop.set()
+@contextlib.contextmanager
+def _stopping_on_signals() -> Iterator[trio.Event]:
+    """The first SIGINT or SIGTERM asks for an orderly end, the second ends the process at once.
+
+    Handlers of Python's own, so that the second one works even when no task gets to run any more.
+    """
+    stop, token, asked = trio.Event(), trio.lowlevel.current_trio_token(), False
+
+    def handle(number: int, _frame: object) -> None:
+        nonlocal asked
+        if asked:
+            os._exit(128 + number)
+        asked = True
+        token.run_sync_soon(_begin_stop, number, stop)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _begin_stop(number: int, stop: trio.Event) -> None:
+    log.info("stopping: %s", signal.Signals(number).name)
+    stop.set()
 
 
 @asynccontextmanager

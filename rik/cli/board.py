@@ -108,11 +108,12 @@ class LiveBoard:
 def remark(instance: Record) -> str:
     """What is to be said beside the status: the step, where it runs, or why it ended."""
     status = instance.get("status")
+    where = f"on {instance['node']}" if instance.get("node") else ""
     if status == "Creating":
-        return progress_phrase(instance)
+        # Every creation begins with `queued`, and hardly any stays there.
+        return where if instance.get("step") in (None, "", "queued") else progress_phrase(instance)
     if status == "Running":
-        node = instance.get("node")
-        return f"on {node}" if node else ""
+        return where
     if status == "Failed":
         return str(instance.get("reason") or "")  # told in full right after
     return clean(why(instance))

@@ -10,7 +10,7 @@ import click
 from rik.cli.board import board_for
 from rik.cli.client import Client
 from rik.cli.command import ResourceGroup, complete_workloads, connect
-from rik.cli.document import file_option, read_source
+from rik.cli.document import file_option, parse, read_source
 from rik.cli.errors import EXIT_FAILED, RequestRefused
 from rik.cli.output import note, say, warn
 from rik.cli.spelling import spelled
@@ -49,7 +49,7 @@ def create_workload(path: str, quiet: bool, dry_run: bool) -> None:
         say(made["id"])
     else:
         say(f"workload created: {made['id']}")
-        note(f"next: {spelled('create instance -w')} {made['id']}")
+        note(f"next: {spelled('create instance -w')} {parse(source)['name']}")
 
 
 @create.command("instance")

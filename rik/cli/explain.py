@@ -6,6 +6,8 @@ import click
 
 from rik.cli.command import ClientCommand, connect, format_option, instance_argument
 from rik.cli.output import Column, clean, paint_status, say, write_exactly, write_table, write_yaml
+from rik.cli.spelling import spelled
+from rik.cli.story import FINAL
 
 COLUMNS = (
     Column("Node", lambda node: node["name"]),
@@ -31,8 +33,8 @@ def explain(instance: str, style: str) -> None:
     say(f"{clean(told.get('instance'))}: {paint_status(str(told.get('status')))}{clean(where)}")
     if told.get("decision"):
         say(clean(told["decision"]))
-    say()
     if told.get("nodes"):
+        say()
         write_table(COLUMNS, told["nodes"])
-    else:
-        say("there are no nodes: start one with `rik serve`")
+    elif told.get("status") not in FINAL:
+        say(f"there are no nodes: start one with `{spelled('serve')}`")

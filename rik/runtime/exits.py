@@ -13,7 +13,7 @@ def failure_of(container: ContainerState, memory_bytes: int = 0) -> Failure | No
     """
     if container.state != "exited" or (container.exit_code == 0 and not container.signal and not container.oom_killed):
         return None
-    who = f'container "{container.name}"'
+    who = f"container `{container.name}`"
     after = _after(container)
     if container.oom_killed:
         limit = f" of {format_memory(memory_bytes)}" if memory_bytes else ""

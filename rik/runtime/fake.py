@@ -174,7 +174,7 @@ class FakeRuntime:
         states = self._running(request.uid)
         name = request.container or states[0].name
         if not any(state.name == name and state.state == "running" for state in states):
-            raise InstanceFailure(Reason.CREATE_FAILED, f'container "{name}" is not running')
+            raise InstanceFailure(Reason.CREATE_FAILED, f"container `{name}` is not running")
         code = await run_command(list(request.command), stream, tty=request.tty)
         await stream.send(b"\x03" + json.dumps({"exit": code}).encode())
 
@@ -183,7 +183,7 @@ class FakeRuntime:
         name = request.container or states[0].name
         script = next((script for script in self._script_list(request.uid) if script.name == name), None)
         if script is None:
-            raise InstanceFailure(Reason.CREATE_FAILED, f'there is no container "{name}"')
+            raise InstanceFailure(Reason.CREATE_FAILED, f"there is no container `{name}`")
         async with trio.open_nursery() as nursery:
             if script.text("CAT"):
                 nursery.start_soon(self._cat, request.uid, name, stream)
@@ -266,7 +266,7 @@ class FakeRuntime:
             ):
                 self.machine.put(msgspec.structs.replace(facts, failures=facts.failures + 1))
                 message = script.text(
-                    "FAIL_MESSAGE", f'container "{script.name}": {verb} fails, as FAKE_FAIL asked for'
+                    "FAIL_MESSAGE", f"container `{script.name}`: {verb} fails, as FAKE_FAIL asked for"
                 )
                 raise InstanceFailure(reason, message, container=script.name)
 

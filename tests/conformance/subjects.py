@@ -85,7 +85,7 @@ class FakeSubject:
             env["FAKE_IGNORE_STOP"] = 1
         if does.missing:
             env |= {"FAKE_FAIL": "CommandNotFound", "FAKE_FAIL_AT": "start"}
-            env["FAKE_FAIL_MESSAGE"] = 'container "c0": command "/no/such/command" was not found'
+            env["FAKE_FAIL_MESSAGE"] = "container `c0`: command `/no/such/command` was not found"
         if does.cats:
             env["FAKE_CAT"] = 1
         return {"image": "host", "env": [{"name": key, "value": str(value)} for key, value in env.items()]}

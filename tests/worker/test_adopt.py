@@ -97,7 +97,7 @@ async def test_what_ended_while_rik_was_down_is_explained(autojump_clock: MockCl
     await trio.sleep(500)
     async with site.running():
         final = await site.scheduler.final("a")
-        assert final.message == 'container "c0" exited with code 9 after 20.0 s'
+        assert final.message == "container `c0` exited with code 9 after 20.0 s"
 
 
 async def test_what_vanished_says_so(autojump_clock: MockClock) -> None:

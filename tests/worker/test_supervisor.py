@@ -37,7 +37,7 @@ async def test_failure_names_container_code_and_time(autojump_clock: MockClock) 
         await site.scheduler.run(site.assignment("a", env))
         final = await site.scheduler.final("a")
         assert (final.status, final.reason) == (Status.FAILED, "ContainerExited")
-        assert final.message == 'container "c0" exited with code 3 after 1.2 s'
+        assert final.message == "container `c0` exited with code 3 after 1.2 s"
         assert [line.line for line in final.log_tail] == [f"line {n}" for n in range(10, 30)]
 
 
@@ -48,7 +48,7 @@ async def test_siblings_are_stopped_before_failed_is_said(autojump_clock: MockCl
         stubborn = {"FAKE_IGNORE_STOP": "1"}
         await site.scheduler.run(site.assignment("a", {"FAKE_RUN_SECONDS": "1", "FAKE_SIGNAL": "SIGSEGV"}, stubborn))
         destroying = await site.scheduler.until("a", Status.DESTROYING)
-        assert (destroying.reason, destroying.message) == ("Killed", 'container "c0" was killed by SIGSEGV after 1.0 s')
+        assert (destroying.reason, destroying.message) == ("Killed", "container `c0` was killed by SIGSEGV after 1.0 s")
         began = trio.current_time()
         final = await site.scheduler.final("a")
         assert trio.current_time() - began >= 9.9, "the sibling had its whole grace"
