@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
+import time
 
 # clone(2) flags, for unshare and setns.
 CLONE_NEWNS = 0x00020000
@@ -47,6 +48,8 @@ _MOVE_MOUNT_T_EMPTY_PATH = 0x40
 
 _RESOLVE_IN_ROOT = 0x10
 _RESOLVE_NO_MAGICLINKS = 0x02
+_RESOLVE_TRIES = 1000
+_RESOLVE_PAUSE_S = 0.0005
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
@@ -154,7 +157,13 @@ def mount_setattr(tree_fd: int, attributes: int, *, recursive: bool = False, use
 def open_in_root(root_fd: int, path: str, flags: int, mode: int = 0) -> int:
     """Opens ``path`` as if ``root_fd`` were the root directory, whatever symbolic links say (openat2, Linux 5.6)."""
     how = struct.pack("QQQ", flags | os.O_CLOEXEC, mode, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)
-    return _call(_SYS_OPENAT2, path, ctypes.c_int(root_fd), os.fsencode(path), how, ctypes.c_size_t(len(how)))
+    arguments = ctypes.c_int(root_fd), os.fsencode(path), how, ctypes.c_size_t(len(how))
+    for _ in range(_RESOLVE_TRIES):
+        try:
+            return _call(_SYS_OPENAT2, path, *arguments)
+        except BlockingIOError:  # somebody on this host renamed or mounted something just while `..` was looked up
+            time.sleep(_RESOLVE_PAUSE_S)
+    return _call(_SYS_OPENAT2, path, *arguments)
 
 
 def close_all_but(keep: frozenset[int] | set[int]) -> None:

@@ -295,10 +295,12 @@ class ProcessRuntime:
 
     async def sweep(self, owned: frozenset[str]) -> list[HostResource]:
         strangers = [item for item in await self.inventory() if item.owner not in owned and item.owner != "rik"]
-        for uid in {item.owner for item in strangers if item.owner}:
-            await self.remove(uid)
-            await demolition.kill_strays(self.layout, uid, self._cgroups)
         await trio.to_thread.run_sync(demolition.unmount_all, strangers)
+        for uid in {item.owner for item in strangers if item.owner}:
+            await demolition.kill_supervisor(self.layout, uid)
+            if any(item.owner == uid and item.kind in (inventory.PROCESS, inventory.CGROUP) for item in strangers):
+                await demolition.kill_strays(self.layout, uid, self._cgroups)
+            await self.remove(uid)
         await self._images.sweep()
         return strangers
 
