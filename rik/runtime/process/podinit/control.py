@@ -185,8 +185,10 @@ class Connection:
                 self._more(request)
             else:
                 self._begin(request)
-        except (ValueError, KeyError, TypeError, LookupError, OSError) as error:
-            self._refuse(str(error) or type(error).__name__)
+        except OSError as error:
+            self._refuse(f"{error.filename or self._op}: {error.strerror or error}")
+        except Exception as error:  # noqa: BLE001 - whatever is sent, or wrong with the answer, the pod must not notice
+            self._refuse(f"{type(error).__name__}: {error}")
 
     def _refuse(self, text: str, reason: str = "InternalError") -> None:
         self._closing = True
@@ -234,9 +236,13 @@ class Connection:
         container = self._running(request)
         if container is None:
             return
-        execution = Execution(container, request, self._server.loop, self.send, self._server.pod.isolated)
+        execution = Execution(container, request, self._server.loop, self._executed, self._server.pod.isolated)
         execution.start()
         self._execution = execution
+
+    def _executed(self, message: dict[str, Any], fds: list[int]) -> None:
+        self._closing = "started" not in message
+        self.send(message, fds)
 
     def _attach(self, request: dict[str, Any]) -> None:
         self._container = self._running(request)
