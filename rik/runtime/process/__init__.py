@@ -2,7 +2,7 @@
 
 ``podinit/`` is the supervisor of one pod, a process of its own; everything else here is RIK's side of it:
 
-``layout``     where things are, named by the uid          ``launch``     making the supervisor
+``layout``     where things are, named by the uid          ``launch``     making supervisors
 ``spec``       what a pod is, as the supervisor reads it   ``channel``    talking with it
 ``states``     what it says, in RIK's words                ``terminals``  exec and attach
 ``runtime``    the verbs                                   ``usage``      what a container uses

@@ -8,6 +8,7 @@ supervisor does the rest, whether RIK lives or not. remove: supervisor, strays, 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -35,6 +36,8 @@ from rik.runtime.process.channel import Channel, Gone, Refusal, request
 from rik.runtime.process.layout import Layout, is_supervised, take_lock
 from rik.runtime.process.probe import try_for_real
 from rik.runtime.process.spec import enforced, pod_spec
+
+log = logging.getLogger(__name__)
 
 # How long after the grace something may take to die before it is named.
 DESTROY_S = 30.0
@@ -74,7 +77,7 @@ class ProcessRuntime:
         self._bind_to_process = bind_to_process
         self._cgroups = Cgroups(layout.host_id, {}, {})
         self._death_fd = -1
-        self._nursery: trio.Nursery | None = None
+        self._launcher = launch.Launcher()
         self._tokens: dict[str, str] = {}
         self._entrances = trio.CapacityLimiter(ENTRANCES)
 
@@ -91,11 +94,10 @@ class ProcessRuntime:
             self._death_fd = read_end
         try:
             async with trio.open_nursery() as nursery:
-                self._nursery = nursery
+                await nursery.start(self._launcher.run)
                 yield
                 nursery.cancel_scope.cancel()
         finally:
-            self._nursery = None
             self._death_fd = -1
             for fd in (read_end, write_end):
                 if fd >= 0:
@@ -131,27 +133,23 @@ class ProcessRuntime:
         if isinstance(self._idmap, Unavailable) and not self._unsafe_plain:
             raise InstanceFailure(Reason.CREATE_FAILED, self._idmap.reason, next_step=self._idmap.next_step)
         idmap = self._idmap if isinstance(self._idmap, IdMap) else None
-        await trio.to_thread.run_sync(self._make_directories, uid)
-        step("process.prepare.directory")
-        images = await self._ensure_images(pod, report, plain=idmap is None)
-        step("process.prepare.images")
-        wanted, names = pod.spec.resources, [container.name for container in pod.spec.containers]
-        unlimited = await trio.to_thread.run_sync(
-            self._cgroups.create, uid, names, wanted.cpu_millis, wanted.memory_bytes, wanted.pids
-        )
-        step("process.prepare.cgroups")
-        found = pod_spec(pod, self.layout, images, self._cgroups, idmap, enforced(pod, unlimited, idmap))
-        await trio.to_thread.run_sync(_write_spec, self.layout.pod(uid), found)
-        step("process.prepare.spec")
+        try:
+            await trio.to_thread.run_sync(self._make_directories, uid)
+            step("process.prepare.directory")
+            images = await self._ensure_images(pod, report, plain=idmap is None)
+            step("process.prepare.images")
+            await trio.to_thread.run_sync(self._write_down, pod, images, idmap)
+            step("process.prepare.spec")
+        except OSError as error:
+            raise _create_failed(error) from error
 
     async def start(self, pod: Pod) -> Observed:
         uid, directory = pod.uid, self.layout.pod(pod.uid)
         lock_fd = await self._take_lock(directory)
         if lock_fd is not None:
-            try:
-                if states.supervisor(directory) is None and states.final_record(directory) is None:
-                    await self._launch(uid, directory, lock_fd)
-            finally:
+            if states.supervisor(directory) is None and states.final_record(directory) is None:
+                await self._launch(uid, directory, lock_fd)
+            else:
                 os.close(lock_fd)
         self._environment.step("process.start.launched")
         state = await self._follow(uid, lambda state: None, _is_begun)
@@ -311,6 +309,13 @@ class ProcessRuntime:
         for path in (pod, pod / "status", pod / "box", self.layout.log_directory(uid)):
             path.mkdir(mode=0o700, exist_ok=True)
 
+    def _write_down(self, pod: Pod, images: dict[str, Image], idmap: IdMap | None) -> None:
+        wanted, names = pod.spec.resources, [container.name for container in pod.spec.containers]
+        unlimited = self._cgroups.create(pod.uid, names, wanted.cpu_millis, wanted.memory_bytes, wanted.pids)
+        self._environment.step("process.prepare.cgroups")
+        found = pod_spec(pod, self.layout, images, self._cgroups, idmap, enforced(pod, unlimited, idmap))
+        _write_spec(self.layout.pod(pod.uid), found)
+
     async def _ensure_images(self, pod: Pod, report: ReportProgress, *, plain: bool) -> dict[str, Image]:
         images: dict[str, Image] = {}
 
@@ -341,14 +346,26 @@ class ProcessRuntime:
         return None
 
     async def _launch(self, uid: str, directory: Path, lock_fd: int) -> None:
-        if self._nursery is None:
-            raise RuntimeError("the runtime is not open")
-        self._environment.step("process.start.locked")
-        listener: socket.socket = await trio.to_thread.run_sync(launch.listen, self.layout.socket(uid))
-        with listener:
-            self._environment.step("process.start.listening")
-            pid = await trio.to_thread.run_sync(launch.spawn, directory, lock_fd, listener.fileno(), self._death_fd)
-        self._nursery.start_soon(launch.reap, pid)
+        """Makes the supervisor; takes over the lock."""
+        try:
+            self._environment.step("process.start.locked")
+            listener: socket.socket = await trio.to_thread.run_sync(launch.listen, self.layout.socket(uid))
+            with listener:
+                self._environment.step("process.start.listening")
+                try:
+                    await self._launcher.fork(directory, lock_fd, listener.fileno(), self._death_fd)
+                except launch.ZygoteGone as error:
+                    log.debug("pod %s is started without the zygote: %s", uid, error)
+                    # If the zygote has made the supervisor all the same, that one alone holds the lock now.
+                    os.close(lock_fd)
+                    lock_fd = await self._take_lock(directory) or -1
+                    if lock_fd >= 0:
+                        await self._launcher.spawn(directory, lock_fd, listener.fileno(), self._death_fd)
+        except OSError as error:
+            raise _create_failed(error) from error
+        finally:
+            if lock_fd >= 0:
+                os.close(lock_fd)
 
     @asynccontextmanager
     async def _ask(self, uid: str, op: str, **arguments: Any) -> AsyncIterator[Channel]:
@@ -436,6 +453,11 @@ def _is_begun(state: dict[str, Any]) -> bool:
 
 def _is_over(state: dict[str, Any]) -> bool:
     return bool(state["phase"] == "ended")
+
+
+def _create_failed(error: OSError) -> InstanceFailure:
+    """This host's fault: a full disk, say."""
+    return InstanceFailure(Reason.CREATE_FAILED, f"{error.filename or 'the pod'}: {error.strerror or error}")
 
 
 def _write_spec(directory: Path, spec: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ pid namespaces of its own, keeps their output and their exit codes on disk, and 
 
 Reading order: `main` (the pod's life), `loop` (what it waits for), `namespaces` (how it becomes unprivileged),
 `container` (one container, seen from outside), `minit` (its PID 1), `rootfs` (its file system), `command` (executing),
-`logs`, `records` (what stays on disk), `control` (the socket), `execution` (exec).
+`logs`, `records` (what stays on disk), `control` (the socket), `execution` (exec); `zygote` is where they come from.
 
 Rules: every fork closes what is not its own (`close_all_but`), because the descriptors a process holds are how others
 learn of its death; nothing is imported late, because after the change of user the modules may no longer be readable.

@@ -44,6 +44,7 @@ def main(arguments: list[str]) -> None:
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     os.umask(0o077)
+    os.chdir("/")  # no file system is kept busy by us
     pod_fd = os.open(directory, _DIRECTORY)
     status_fd = os.open("status", _DIRECTORY, dir_fd=pod_fd)
     try:
