@@ -35,8 +35,9 @@ async def try_for_real(runtime: ProcessRuntime) -> str:
     finally:
         with trio.CancelScope(shield=True), trio.move_on_after(DEADLINE_S):
             try:
-                await runtime.remove(uid)
+                # Its directory goes last: while it is there the sweep knows that there may be logs, too.
                 await trio.to_thread.run_sync(runtime.layout.forget_logs, uid)
+                await runtime.remove(uid)
             except InstanceFailure as failure:
                 problem = problem or str(failure)
     return problem

@@ -32,24 +32,19 @@ from rik.model.workload import POD
 from rik.runtime import logfiles
 from rik.runtime.base import ContainerStats, Observed, Pod, ReportProgress
 from rik.runtime.process import demolition, inventory, launch, states, terminals, usage
-from rik.runtime.process.channel import Channel, Gone, Refusal, request
-from rik.runtime.process.layout import Layout, is_supervised, take_lock
+from rik.runtime.process.channel import Gone, Refusal
+from rik.runtime.process.layout import Layout, is_supervised
+from rik.runtime.process.probe import PREFIX as PROBE_PREFIX
 from rik.runtime.process.probe import try_for_real
 from rik.runtime.process.spec import enforced, pod_spec
+from rik.runtime.process.supervision import ANSWER_S, Supervision, is_begun, is_over, lock
 
 log = logging.getLogger(__name__)
 
 # How long after the grace something may take to die before it is named.
 DESTROY_S = 30.0
-# A supervisor that does not answer a connection for so long is stuck.
-ANSWER_S = 10.0
-# How long an instance that was adopted in the middle of its start is given before it is spoken of.
-ADOPT_S = 10.0
 # Between a supervisor's last word and its end there is no more than a write or two; on a full disk there is.
 FAREWELL_S = 2.0
-# Connections into pods that are asked for at a time; each takes a third of a millisecond.
-ENTRANCES = 32
-_PAUSE_S = 0.005
 _ABSENT = Observed("absent")
 
 
@@ -78,8 +73,7 @@ class ProcessRuntime:
         self._cgroups = Cgroups(layout.host_id, {}, {})
         self._death_fd = -1
         self._launcher = launch.Launcher()
-        self._tokens: dict[str, str] = {}
-        self._entrances = trio.CapacityLimiter(ENTRANCES)
+        self._supervision = Supervision(layout)
 
     def open(self) -> AbstractAsyncContextManager[None]:
         return self._open()
@@ -145,17 +139,20 @@ class ProcessRuntime:
 
     async def start(self, pod: Pod) -> Observed:
         uid, directory = pod.uid, self.layout.pod(pod.uid)
-        lock_fd = await self._take_lock(directory)
+        try:
+            lock_fd = await lock(directory)
+        except FileNotFoundError:
+            raise InstanceFailure(Reason.CREATE_FAILED, "it was not prepared") from None
         if lock_fd is not None:
             if states.supervisor(directory) is None and states.final_record(directory) is None:
                 await self._launch(uid, directory, lock_fd)
             else:
                 os.close(lock_fd)
         self._environment.step("process.start.launched")
-        state = await self._follow(uid, lambda state: None, _is_begun)
+        state = await self._supervision.follow(uid, is_begun)
         failure = states.start_failure(state) if state is not None else states.lost(directory).failure
         if state is not None and failure is not None and state["phase"] != "ended":
-            state = await self._follow(uid, lambda state: None, _is_over)
+            state = await self._supervision.follow(uid, is_over)
         if state is None:
             await self._clear_away(uid)
         if failure is not None:
@@ -165,7 +162,7 @@ class ProcessRuntime:
 
     async def observe(self, uid: str) -> Observed:
         directory = self.layout.pod(uid)
-        state = await self._present_state(uid)
+        state = await self._supervision.present_state(uid)
         if state is not None:
             return self._observed(uid, state)
         state = states.final_record(directory)
@@ -177,7 +174,6 @@ class ProcessRuntime:
         return states.lost(directory)
 
     async def wait(self, uid: str, changed: Callable[[Observed], None]) -> Observed:
-        directory = self.layout.pod(uid)
         last: Observed | None = None
 
         def tell(state: dict[str, Any]) -> None:
@@ -188,9 +184,9 @@ class ProcessRuntime:
                 changed(observed)
             last = observed
 
-        state = await self._follow(uid, tell, _is_over)
+        state = await self._supervision.follow(uid, is_over, tell)
         with trio.move_on_after(FAREWELL_S):
-            await self._until_unsupervised(directory)
+            await self._supervision.until_unsupervised(uid)
         return self._observed(uid, state) if state is not None else await self.observe(uid)
 
     async def stop(self, uid: str, grace_s: float) -> None:
@@ -200,12 +196,12 @@ class ProcessRuntime:
             return
         with trio.move_on_after(grace_s + DESTROY_S):
             try:
-                async with self._ask(uid, "stop", grace_s=grace_s) as channel:
+                async with self._supervision.ask(uid, "stop", grace_s=grace_s) as channel:
                     with trio.move_on_after(ANSWER_S):
                         await channel.message()
-                await self._follow(uid, lambda state: None, _is_over)
+                await self._supervision.follow(uid, is_over)
                 with trio.move_on_after(FAREWELL_S):
-                    await self._until_unsupervised(directory)
+                    await self._supervision.until_unsupervised(uid)
             except (Gone, Refusal, InstanceFailure):  # nobody who can be asked
                 pass
             await self._clear_away(uid)
@@ -216,14 +212,14 @@ class ProcessRuntime:
         step = self._environment.step
         if not os.path.lexists(self.layout.pod(uid)) and not self._cgroups.directories(uid):
             self.layout.socket(uid).unlink(missing_ok=True)
-            self._tokens.pop(uid, None)
+            self._supervision.forget(uid)
             return
         await self._clear_away(uid)
         step("process.remove.processes")
         await demolition.remove_cgroups(uid, self._cgroups)
         step("process.remove.cgroups")
         await demolition.remove_files(self.layout, uid, self._images)
-        self._tokens.pop(uid, None)
+        self._supervision.forget(uid)
         step("process.remove.files")
 
     # --- looking in ---------------------------------------------------------------------------------------------------
@@ -238,20 +234,20 @@ class ProcessRuntime:
 
     async def exec(self, request: Exec, stream: Stream) -> None:
         try:
-            async with self._ask(request.uid, "exec", **terminals.exec_request(request)) as channel:
+            async with self._supervision.ask(request.uid, "exec", **terminals.exec_request(request)) as channel:
                 await terminals.serve_exec(channel, request, stream)
         except Gone:
             raise InstanceFailure(Reason.CREATE_FAILED, "the instance is not running") from None
 
     async def attach(self, request: Attach, stream: Stream) -> None:
         try:
-            async with self._ask(request.uid, "attach", container=request.container) as channel:
+            async with self._supervision.ask(request.uid, "attach", container=request.container) as channel:
                 await terminals.serve_attach(channel, stream)
         except Gone:
             raise InstanceFailure(Reason.CREATE_FAILED, "the instance is not running") from None
 
     async def stats(self, uid: str) -> list[ContainerStats]:
-        state = await self._present_state(uid)
+        state = await self._supervision.present_state(uid)
         spec = states.read_json(self.layout.pod(uid) / "pod.json")
         if state is None or spec is None:
             return []
@@ -264,7 +260,7 @@ class ProcessRuntime:
     async def connect(self, uid: str, port: int) -> trio.SocketStream:
         problem: OSError | None = None
         for family, address in ((4, "127.0.0.1"), (6, "::1")):
-            sock = await self._socket(uid, "tcp", family)
+            sock = await self._supervision.entrance(uid, "tcp", family)
             try:
                 await sock.connect((address, port))
             except OSError as error:
@@ -279,7 +275,7 @@ class ProcessRuntime:
         raise problem
 
     async def datagrams(self, uid: str, port: int) -> trio.socket.SocketType:
-        sock = await self._socket(uid, "udp", 4)
+        sock = await self._supervision.entrance(uid, "udp", 4)
         try:
             await sock.connect(("127.0.0.1", port))
         except BaseException:
@@ -298,6 +294,8 @@ class ProcessRuntime:
             await demolition.kill_supervisor(self.layout, uid)
             if any(item.owner == uid and item.kind in (inventory.PROCESS, inventory.CGROUP) for item in strangers):
                 await demolition.kill_strays(self.layout, uid, self._cgroups)
+            if uid.startswith(PROBE_PREFIX):
+                await trio.to_thread.run_sync(self.layout.forget_logs, uid)
             await self.remove(uid)
         await self._images.sweep()
         return strangers
@@ -333,18 +331,6 @@ class ProcessRuntime:
         report(Progress("disk"))
         return images
 
-    async def _take_lock(self, directory: Path) -> int | None:
-        """The lock of a pod without supervisor; None when it has one. A mere look at the lock holds it for a moment."""
-        for _ in range(3):
-            try:
-                fd = take_lock(directory)
-            except FileNotFoundError:
-                raise InstanceFailure(Reason.CREATE_FAILED, "it is not prepared") from None
-            if fd is not None or states.supervisor(directory) is not None:
-                return fd
-            await trio.sleep(_PAUSE_S)
-        return None
-
     async def _launch(self, uid: str, directory: Path, lock_fd: int) -> None:
         """Makes the supervisor; takes over the lock."""
         try:
@@ -358,67 +344,16 @@ class ProcessRuntime:
                     log.debug("pod %s is started without the zygote: %s", uid, error)
                     # If the zygote has made the supervisor all the same, that one alone holds the lock now.
                     os.close(lock_fd)
-                    lock_fd = await self._take_lock(directory) or -1
-                    if lock_fd >= 0:
+                    lock_fd = -1
+                    again = await lock(directory)
+                    if again is not None:
+                        lock_fd = again
                         await self._launcher.spawn(directory, lock_fd, listener.fileno(), self._death_fd)
         except OSError as error:
             raise _create_failed(error) from error
         finally:
             if lock_fd >= 0:
                 os.close(lock_fd)
-
-    @asynccontextmanager
-    async def _ask(self, uid: str, op: str, **arguments: Any) -> AsyncIterator[Channel]:
-        """Raises Gone when there is no supervisor."""
-        token = self._tokens.get(uid)
-        if token is None:
-            spec = states.read_json(self.layout.pod(uid) / "pod.json")
-            if spec is None:
-                raise Gone("there is no such pod")
-            token = self._tokens[uid] = str(spec["token"])
-        async with request(self.layout.socket(uid), token, op, **arguments) as channel:
-            yield channel
-
-    async def _present_state(self, uid: str) -> dict[str, Any] | None:
-        """What its supervisor says now, if there is one; an instance that is being started is waited for a little."""
-        if not is_supervised(self.layout.pod(uid)):
-            return None
-        latest: list[dict[str, Any]] = []
-        with trio.move_on_after(ADOPT_S):
-            return await self._follow(uid, latest.append, _is_begun)
-        return latest[-1] if latest else None
-
-    async def _follow(
-        self, uid: str, tell: Callable[[dict[str, Any]], None], enough: Callable[[dict[str, Any]], bool]
-    ) -> dict[str, Any] | None:
-        """Every state until one is `enough`, and that one; or the final one; None when the supervisor was lost.
-
-        Raises InstanceFailure SupervisorLost when it lives and cannot be talked with.
-        """
-        try:
-            async with self._ask(uid, "watch") as channel:
-                with trio.fail_after(ANSWER_S):
-                    message, _ = await channel.message()
-                while True:
-                    tell(message["state"])
-                    if enough(message["state"]):
-                        return dict(message["state"])
-                    message, _ = await channel.message()
-        except Gone:
-            await self._until_unsupervised(self.layout.pod(uid))
-            return states.final_record(self.layout.pod(uid))
-        except Refusal as error:
-            raise InstanceFailure(
-                Reason.SUPERVISOR_LOST, f"the supervisor of the pod cannot be asked: {error}"
-            ) from None
-        except trio.TooSlowError:
-            message_text = f"the supervisor of the pod does not answer within {ANSWER_S:g} s"
-            raise InstanceFailure(Reason.SUPERVISOR_LOST, message_text) from None
-
-    async def _until_unsupervised(self, directory: Path) -> None:
-        """Its last word is said a moment before it has gone."""
-        while is_supervised(directory):
-            await trio.sleep(_PAUSE_S)
 
     async def _clear_away(self, uid: str) -> None:
         """Nothing of it runs afterwards. All processes are walked over, for strays, only where there may be some."""
@@ -432,27 +367,9 @@ class ProcessRuntime:
         named = ", ".join(str(pid) for pid in sorted(found)[:10])
         return f"processes {named} are still there {grace_s + DESTROY_S:g} s after the stop signal, in spite of SIGKILL"
 
-    async def _socket(self, uid: str, kind: str, family: int) -> trio.socket.SocketType:
-        """An unconnected socket in the pod's network."""
-        try:
-            async with self._entrances, self._ask(uid, "socket", type=kind, family=family) as channel:
-                with trio.fail_after(ANSWER_S):
-                    _, fds = await channel.message()
-        except (Gone, Refusal, trio.TooSlowError) as error:
-            raise ConnectionRefusedError(f"instance {uid} is not running: {error}") from None
-        return trio.socket.from_stdlib_socket(socket.socket(fileno=fds[0]))
-
     def _observed(self, uid: str, state: dict[str, Any]) -> Observed:
         spec = states.read_json(self.layout.pod(uid) / "pod.json") if state["failure"] is not None else None
         return states.observed(state, int(spec["memory_bytes"]) if spec is not None else 0)
-
-
-def _is_begun(state: dict[str, Any]) -> bool:
-    return bool(state["phase"] != "starting")
-
-
-def _is_over(state: dict[str, Any]) -> bool:
-    return bool(state["phase"] == "ended")
 
 
 def _create_failed(error: OSError) -> InstanceFailure:

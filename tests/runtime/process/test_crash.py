@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from rik.linux.identity import processes, stat_fields
+from rik.errors import InstanceFailure
+from rik.linux.identity import command_line, processes, stat_fields
 from rik.linux.idmap import IdMap, Unavailable
 from rik.messages import Exec
 from rik.runtime.base import Observed
@@ -27,7 +28,7 @@ import sys, trio
 from pathlib import Path
 from rik.environment import SystemEnvironment
 from rik.images.store import ImageStore
-from rik.linux.identity import processes, stat_fields
+from rik.linux.identity import command_line, processes, stat_fields
 from rik.linux.idmap import detect
 from rik.messages import Assignment
 from rik.runtime.base import Pod
@@ -218,3 +219,29 @@ async def test_bound_pods_end_with_the_runtime(data_dir: Path, idmap: IdMap | Un
         with trio.fail_after(10):
             while await watcher.runtime.inventory():
                 await trio.sleep(0.02)
+
+
+async def test_zygote_killed(bench: Bench) -> None:
+    """When the process that supervisors are forked from is killed, pods live on and others are started without it."""
+    pod, _ = await bench.start(container("a", "sleep", "600"))
+    own = str(os.getpid())
+    zygotes = [
+        pid
+        for pid in processes()
+        if (fields := stat_fields(pid)) is not None
+        and fields[1] == own
+        and any("podinit.zygote" in word for word in command_line(pid))
+    ]
+    assert zygotes
+    for pid in zygotes:
+        os.kill(pid, signal.SIGKILL)
+    other, observed = await bench.start(script("a", "exit 4"))
+    assert observed.phase in ("running", "failing", "ended")
+    assert (await bench.runtime.wait(other.uid, lambda observed: None)).containers[0].exit_code == 4
+    assert (await bench.runtime.observe(pod.uid)).phase == "running"
+
+
+async def test_start_without_prepare(bench: Bench) -> None:
+    """What was not prepared is not started, and that is said."""
+    with pytest.raises(InstanceFailure, match="not prepared"):
+        await bench.runtime.start(make_pod(container("a", "true")))
