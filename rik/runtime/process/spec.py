@@ -53,13 +53,15 @@ def pod_spec(
     }
 
 
+NOT_ASKED = "no limit was asked for"
+
+
 def enforced(pod: Pod, unlimited: dict[str, str], idmap: IdMap | None) -> dict[str, bool | str]:
     """What of the document's wishes holds here; `unlimited` says why a wanted limit does not."""
     wanted = pod.spec.resources
     found: dict[str, bool | str] = {}
     for limit, amount in (("cpu", wanted.cpu_millis), ("memory", wanted.memory_bytes), ("pids", wanted.pids)):
-        if amount:
-            found[limit] = unlimited.get(limit) or True
+        found[limit] = (unlimited.get(limit) or True) if amount else NOT_ASKED
     if idmap is None:
         found["isolation"] = "none: it runs plainly, without namespaces, because of --unsafe-plain"
         found["network"] = "the host's network is shared: it runs plainly"
