@@ -25,7 +25,7 @@ def cgroup(require: Require) -> None:
 
 
 async def test_what_is_not_enforced_says_why(bench: Bench) -> None:
-    """Every limit that was asked for is either enforced or recorded with the reason; of another it says that it was not asked for."""
+    """Each limit asked for is enforced, or recorded with the reason; the others are said not to be asked for."""
     _, observed = await bench.start(container("a", "sleep", "60"), resources={"memory": "64Mi", "cpu": 0.5})
     assert {"memory", "cpu"} <= set(observed.enforced)
     assert observed.enforced["pids"] == "no limit was asked for"
