@@ -309,7 +309,8 @@ class ProcessRuntime:
 
     def _write_down(self, pod: Pod, images: dict[str, Image], idmap: IdMap | None) -> None:
         wanted, names = pod.spec.resources, [container.name for container in pod.spec.containers]
-        unlimited = self._cgroups.create(pod.uid, names, wanted.cpu_millis, wanted.memory_bytes, wanted.pids)
+        pids = wanted.pids + len(names) if wanted.pids else 0  # each container has a first process that is RIK's
+        unlimited = self._cgroups.create(pod.uid, names, wanted.cpu_millis, wanted.memory_bytes, pids)
         self._environment.step("process.prepare.cgroups")
         found = pod_spec(pod, self.layout, images, self._cgroups, idmap, enforced(pod, unlimited, idmap))
         _write_spec(self.layout.pod(pod.uid), found)

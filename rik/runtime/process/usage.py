@@ -27,7 +27,7 @@ def container_stats(uid: str, pids: dict[str, int], cgroups: Cgroups, *, own_net
                 name=name,
                 cpu_seconds=used.cpu_seconds if used.cpu_seconds is not None else ticks / _TICKS,
                 memory_bytes=used.memory_bytes if used.memory_bytes is not None else pages * _PAGE_BYTES,
-                pids=used.pids if used.pids is not None else len(family),
+                pids=max(0, used.pids - 1) if used.pids is not None else len(family),
                 network_rx_bytes=received,
                 network_tx_bytes=sent,
             )
