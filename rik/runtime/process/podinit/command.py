@@ -20,7 +20,7 @@ from rik.runtime.process.podinit import users
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, NoReturn
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 NOT_FOUND = "CommandNotFound"
@@ -42,7 +42,7 @@ class CannotExecute(Exception):
         self.reason = reason
 
 
-def run(command: dict[str, Any], stdio: tuple[int, int, int], outcome_fd: int, *, isolated: bool) -> None:
+def run(command: dict[str, Any], stdio: tuple[int, int, int], outcome_fd: int, *, isolated: bool) -> NoReturn:
     """Turns this process, which leads nothing yet, into the command. Never returns.
 
     ``command``: ``argv``, ``env`` (pairs; later ones win), ``user``, ``cwd``, ``tty``, ``hostname``. ``isolated``: this
@@ -57,8 +57,10 @@ def run(command: dict[str, Any], stdio: tuple[int, int, int], outcome_fd: int, *
         failure = {"reason": CREATE_FAILED, "message": f"{what}{error.strerror or error}"}
     except Exception as error:  # noqa: BLE001 - a forked child has nobody above it: the pipe is where it is told
         failure = {"reason": "InternalError", "message": f"{type(error).__name__}: {error}"}
-    os.write(outcome_fd, json.dumps(failure).encode()[:FAILURE_BYTES])
-    os._exit(127)
+    try:
+        os.write(outcome_fd, json.dumps(failure).encode()[:FAILURE_BYTES])
+    finally:
+        os._exit(127)
 
 
 def _become(command: dict[str, Any], stdio: tuple[int, int, int], outcome_fd: int, isolated: bool) -> None:
@@ -73,7 +75,7 @@ def _become(command: dict[str, Any], stdio: tuple[int, int, int], outcome_fd: in
     for fd in set(stdio):
         if tty or (isolated and stat.S_ISFIFO(os.fstat(fd).st_mode)):
             _give(fd, user)
-    outcome_fd = _arrange(stdio, outcome_fd)
+    _arrange(stdio, outcome_fd)
     _reset_signals()
     os.umask(0o022)
     _open_files()
@@ -107,15 +109,14 @@ def _give(fd: int, user: users.User) -> None:
         return
 
 
-def _arrange(stdio: tuple[int, int, int], outcome_fd: int) -> int:
-    """Puts standard input, output and error in their places and closes everything else but the outcome pipe."""
-    moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in (*stdio, outcome_fd)]
-    for number, fd in enumerate(moved[:3]):
+def _arrange(stdio: tuple[int, int, int], outcome_fd: int) -> None:
+    """Puts standard input, output and error in their places and closes everything else but the outcome pipe.
+
+    All of them have numbers above 2: a pod init has /dev/null and its log there.
+    """
+    for number, fd in enumerate(stdio):
         os.dup2(fd, number, inheritable=True)
-    os.dup2(moved[3], outcome_fd, inheritable=False) if outcome_fd > 2 else None
-    kept = outcome_fd if outcome_fd > 2 else moved[3]
-    syscalls.close_all_but({0, 1, 2, kept})
-    return kept
+    syscalls.close_all_but({0, 1, 2, outcome_fd})
 
 
 def _reset_signals() -> None:

@@ -44,9 +44,11 @@ def enter(spec: dict[str, Any], held: dict[str, Held], afterwards: Callable[[soc
     pid = os.getpid()
     porter = os.fork()
     if porter == 0:
-        ours.close()
-        _carry(pid, idmap, spec, held, theirs, afterwards)
-        os._exit(0)
+        try:
+            ours.close()
+            _carry(pid, idmap, spec, held, theirs, afterwards)
+        finally:
+            os._exit(0)
     theirs.close()
     flags = syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWUTS
     try:
