@@ -12,6 +12,7 @@ import os
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 
 import trio
@@ -24,6 +25,8 @@ BLOCK_BYTES = 65_536
 # Records are joined into lines of at most this many bytes; a longer line is delivered in pieces.
 MAX_LINE_BYTES = 65_536
 BATCH_LINES = 500
+# A tail of at most so many lines is looked for from the end; for a longer one everything is read, with pauses.
+SHORT_TAIL_LINES = 5_000
 # How often a follower looks for new output.
 POLL_S = 0.1
 SUFFIX = ".log"
@@ -32,14 +35,16 @@ SUFFIX = ".log"
 async def read_logs(directory: Path, query: ReadLogs, ended: Callable[[], bool]) -> AsyncIterator[list[LogLine]]:
     """Batches of lines from the files in `directory`, in time order across containers.
 
-    `tail` counts the lines of all containers that were asked for. With `follow` it goes on until `ended()` was true
-    before a look that found nothing. A missing directory or file is no output yet. What was rotated away before it
+    `tail` counts the lines of all containers that were asked for. Without `follow` it ends with what was there when it
+    began, however fast the pod writes. With `follow` it goes on until `ended()` was true before a look that found
+    nothing. A missing directory or file is no output yet. What was rotated away before it
     could be read is said in a line of stream `rik`."""
     readers: dict[str, _Reader] = {}
     _find(directory, query, readers)
     for batch in _history(readers, query):
         await trio.lowlevel.checkpoint()
-        yield batch
+        if batch:
+            yield batch
     while query.follow:
         over = ended()
         _find(directory, query, readers)
@@ -80,17 +85,20 @@ def _find(directory: Path, query: ReadLogs, readers: dict[str, _Reader]) -> None
 
 
 def _history(readers: dict[str, _Reader], query: ReadLogs) -> Iterator[list[LogLine]]:
-    """What is there now. Opened first, all of it, so that it is one moment for all containers."""
+    """What is there now. Opened first, all of it, so that it is one moment for all containers. Some batches are empty:
+    they are there for the caller to let others run while much is read that was not asked for."""
     for reader in readers.values():
         reader.open(query.tail)
-    lines: Iterator[LogLine] = heapq.merge(
-        *(reader.lines(last=not query.follow) for reader in readers.values()), key=_time
-    )
-    if query.since_ms:
-        lines = (line for line in lines if line.at >= query.since_ms)
-    if query.tail >= 0:
-        lines = iter(deque(lines, maxlen=query.tail))
-    yield from _batches(lines)
+    lines = heapq.merge(*(reader.lines(last=not query.follow) for reader in readers.values()), key=_time)
+    last: deque[LogLine] = deque(maxlen=max(0, query.tail))
+    while looked_at := list(islice(lines, BATCH_LINES)):
+        wanted = [line for line in looked_at if line.at >= query.since_ms]
+        if query.tail >= 0:
+            last.extend(wanted)
+            yield []
+        else:
+            yield from _batches(iter(wanted))
+    yield from _batches(iter(last))
 
 
 def _batches(lines: Iterator[LogLine]) -> Iterator[list[LogLine]]:
@@ -117,6 +125,7 @@ class _Reader:
         self._files: deque[int] = deque()  # open descriptors, oldest first; the last one may still grow
         self._torn = b""  # the beginning of a record whose newline has not been read yet
         self._open_lines: dict[bytes, tuple[int, list[bytes]]] = {}  # of a line that goes on: time, parts
+        self._unread = 0  # of what was there at `open`, in bytes
 
     def __del__(self) -> None:
         for fd in self._files:
@@ -125,14 +134,19 @@ class _Reader:
     def open(self, tail: int) -> None:
         """From the beginning, or (tail >= 0) from a place that has at least `tail` lines after it."""
         self._files = deque(self._newer_than(None) or [])
-        if tail >= 0:
+        if 0 <= tail <= SHORT_TAIL_LINES:
             self._skip_to_tail(tail)
+        self._unread = sum(os.fstat(fd).st_size - os.lseek(fd, 0, os.SEEK_CUR) for fd in self._files)
 
     def lines(self, *, last: bool) -> Iterator[LogLine]:
-        """Up to the present end; with `last` also a line that has none yet."""
-        while found := self.read():
+        """Up to where the end was at `open`, for a flood is written faster than it is read; with `last` also a line
+        that has no end yet."""
+        while self._unread > 0 and (found := self.read()):
             yield from found
         if last:
+            if self._torn and self._files:
+                block = os.read(self._files[0], BLOCK_BYTES)
+                yield from self._parse(block[: block.find(b"\n") + 1])
             yield from self.flush()
 
     def read(self) -> list[LogLine]:
@@ -142,6 +156,7 @@ class _Reader:
         while self._files:
             block = os.read(self._files[0], BLOCK_BYTES)
             if block:
+                self._unread -= len(block)
                 lines = self._parse(block)
                 if lines:
                     return lines

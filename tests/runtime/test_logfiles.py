@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import threading
+import time
 from collections.abc import Callable
 from contextlib import aclosing
 from pathlib import Path
@@ -30,8 +32,6 @@ class Writer:
     def stamp(self) -> str:
         self._at_us += 1_000
         seconds, micros = divmod(self._at_us, 1_000_000)
-        import time
-
         return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{micros:06d}Z"
 
     def write(self, text: str | bytes, stream: str = "stdout", mark: str = "F") -> None:
@@ -231,3 +231,32 @@ async def test_no_descriptor_is_left(tmp_path: Path) -> None:
         async for _ in batches:
             break
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("query", [{}, {"tail": 3}, {"since_ms": 1}, {"tail": 1_000_000}], ids=str)
+async def test_a_flood_is_not_chased(tmp_path: Path, query: dict[str, Any]) -> None:
+    """Without `follow` the end is where it was at the beginning, however fast the pod goes on writing."""
+    writer = Writer(tmp_path, file_bytes=10**9)
+    for number in range(2_000):
+        writer.write(f"{number} " + "y" * 200)
+    before = (tmp_path / "main.log").stat().st_size
+    flooding = threading.Event()
+    flooding.set()
+
+    def flood() -> None:
+        chunk = (tmp_path / "main.log").read_bytes()
+        with (tmp_path / "main.log").open("ab") as file:
+            until = time.monotonic() + 10  # so that a reader that chases it fails, and does not hang
+            while flooding.is_set() and time.monotonic() < until and file.tell() < 2**28:
+                file.write(chunk)
+
+    thread = threading.Thread(target=flood)
+    thread.start()
+    try:
+        lines = await read(tmp_path, **query)
+        assert flooding.is_set() and (tmp_path / "main.log").stat().st_size > before, "the flood went on"
+    finally:
+        flooding.clear()
+        thread.join()
+    assert all(line.stream == "stdout" and line.line.endswith("y") for line in lines), "no record is cut in two"
+    assert len(lines) == 3 if query.get("tail") == 3 else len(lines) >= 2_000
