@@ -224,13 +224,10 @@ async def test_bound_pods_end_with_the_runtime(data_dir: Path, idmap: IdMap | Un
 async def test_zygote_killed(bench: Bench) -> None:
     """When the process that supervisors are forked from is killed, pods live on and others are started without it."""
     pod, _ = await bench.start(container("a", "sleep", "600"))
-    own = str(os.getpid())
     zygotes = [
         pid
         for pid in processes()
-        if (fields := stat_fields(pid)) is not None
-        and fields[1] == own
-        and any("podinit.zygote" in word for word in command_line(pid))
+        if _parent(pid) == os.getpid() and any("podinit.zygote" in word for word in command_line(pid))
     ]
     assert zygotes
     for pid in zygotes:
@@ -245,3 +242,26 @@ async def test_start_without_prepare(bench: Bench) -> None:
     """What was not prepared is not started, and that is said."""
     with pytest.raises(InstanceFailure, match="not prepared"):
         await bench.runtime.start(make_pod(container("a", "true")))
+
+
+@pytest.mark.parametrize("zygote", [True, False])
+async def test_holds_nothing_of_whoever_started_rik(bench: Bench, zygote: bool) -> None:
+    """A pod that outlives RIK does not hold open what RIK has inherited from whoever started it."""
+    if not zygote:
+        for pid in processes():
+            if any("podinit.zygote" in word for word in command_line(pid)) and _parent(pid) == os.getpid():
+                os.kill(pid, signal.SIGKILL)
+    read_end, write_end = os.pipe()
+    os.set_inheritable(write_end, True)
+    try:
+        await bench.start(container("a", "sleep", "600"))
+    finally:
+        os.close(write_end)
+    async with trio.lowlevel.FdStream(read_end) as reader:
+        with trio.fail_after(5):
+            assert await reader.receive_some(1) == b""
+
+
+def _parent(pid: int) -> int:
+    fields = stat_fields(pid)
+    return int(fields[1]) if fields is not None else 0

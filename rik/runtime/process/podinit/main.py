@@ -38,9 +38,11 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 def main(arguments: list[str]) -> None:
     """Returns when nothing of the pod runs any more and its records are durable."""
     directory, lock_fd, listener_fd, death_fd = arguments[0], *(int(fd) for fd in arguments[1:4])
-    for fd in (lock_fd, listener_fd, death_fd):
-        if fd >= 0:
-            os.set_inheritable(fd, False)
+    wanted = {fd for fd in (lock_fd, listener_fd, death_fd) if fd >= 0}
+    # Whoever started RIK may have left it a pipe of theirs, and waits for its end; we outlive RIK.
+    syscalls.close_all_but({0, 1, 2, *wanted})
+    for fd in wanted:
+        os.set_inheritable(fd, False)
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     os.umask(0o077)

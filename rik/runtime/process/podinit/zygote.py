@@ -35,6 +35,7 @@ _ARGUMENTS_START, _ARGUMENTS_END = 45, 46  # of `stat_fields`
 
 def main(arguments: list[str]) -> None:
     """Returns when RIK has gone."""
+    syscalls.close_all_but({0, 1, 2, int(arguments[0])})  # RIK may have inherited what is not for us
     channel = socket.socket(fileno=int(arguments[0]))
     channel.set_inheritable(False)
     os.chdir("/")
@@ -74,7 +75,6 @@ def _become(directory: str, fds: list[int]) -> NoReturn:
         os.setsid()
         os.dup2(fds[2], 2)
         lock, listener, death = fds[0], fds[1], fds[3] if len(fds) > 3 else -1
-        syscalls.close_all_but({0, 1, 2, lock, listener} | ({death} if death >= 0 else set()))
         for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
         show_arguments(["rik-pod", pod_init.__name__, directory])
