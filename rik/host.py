@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import resource
 import signal
 import sys
 import tempfile
@@ -40,12 +41,14 @@ log = logging.getLogger(__name__)
 
 # How long `listening on` waits for this host's worker, so that the first `rik run` finds a node.
 WORKER_START_PATIENCE_S = 2.0
+DESCRIPTORS = 65_536
 # What the user typed to get here, when it was not `rik` (set by rik.py).
 PROGRAM_VARIABLE = "RIK_PROGRAM"
 
 
 def serve(settings: Settings) -> int:
     """Runs a host until it is told to stop; returns the exit code. Raises StartupError when it cannot start."""
+    _raise_descriptor_limit()
     temporary = settings.demo and settings.data_dir == Path()
     if temporary:
         settings = replace(settings, data_dir=Path(tempfile.mkdtemp(prefix=DEMO_PREFIX)))
@@ -62,6 +65,13 @@ def serve(settings: Settings) -> int:
 
 def _fate(settings: Settings) -> str:
     return "ended with it" if settings.worker.bind_to_process else "run on, and are adopted at the next start"
+
+
+def _raise_descriptor_limit() -> None:
+    """Every pod, connection and watcher takes some; the usual soft limit of 1,024 is for programs that use select."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _first(group: BaseExceptionGroup[StartupError]) -> StartupError:

@@ -21,6 +21,7 @@ import functools
 import getpass
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -89,6 +90,12 @@ def _require(what: str, reason: str, *, present: bool | None = None, expected_in
 def require() -> Require:
     """`require(what, reason)`: go on if this machine has it, else skip; in CI, fail."""
     return _require
+
+
+def pytest_configure() -> None:
+    """A suite started in the background of a shell ignores SIGINT; the commands that it runs and interrupts must not."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -6,9 +6,11 @@ import logging
 import socket
 from functools import partial
 
+import hypercorn.trio.run
 import trio
 from hypercorn.config import Config, Sockets
 from hypercorn.trio import serve
+from hypercorn.trio.tcp_server import TCPServer
 
 from rik.api.app import Application
 from rik.api.connections import Address, Connections, end_all, listening_socket
@@ -115,6 +117,21 @@ def _listen(settings: ApiSettings) -> socket.socket:
             f"cannot listen on {settings.host}:{settings.port}: {text}",
             next_step="choose another address with --listen HOST:PORT, or port 0 for any free one",
         ) from None
+
+
+class _Connection(TCPServer):
+    """Hypercorn's connection, which ends when its client has gone.
+
+    Hypercorn 0.18 waits for the keep-alive timer first, with the socket open: a loop of short calls, each with a
+    connection of its own, would use up the descriptors.
+    """
+
+    async def _read_data(self) -> None:
+        await super()._read_data()
+        await self.idle_task.stop()
+
+
+hypercorn.trio.run.TCPServer = _Connection  # type: ignore[attr-defined]  # it has no setting for it
 
 
 class _Config(Config):

@@ -17,7 +17,7 @@ from rik.link.switchboard import Switchboard
 from rik.messages import ToApi, ToScheduler
 from rik.settings import ApiSettings
 from tests.api.client import ApiClient
-from tests.api.conftest import ENDS_WITHIN_S, Serve
+from tests.api.conftest import ENDS_WITHIN_S, Running, Serve
 from tests.api.scheduler import DOCUMENT, Scheduler, instance
 
 
@@ -189,3 +189,15 @@ async def test_the_document_describes_every_call_of_the_contract(serve: Serve) -
     assert {"/healthz", "/readyz", "/metrics", "/openapi.json", "/workloads/schema-v1.json"} <= set(document["paths"])
     names = [operation["operationId"] for path in document["paths"].values() for operation in path.values()]
     assert len(names) == len(set(names))
+
+
+async def test_a_client_that_leaves_takes_its_connection_with_it(running: Running) -> None:
+    """A connection that its client has closed is closed here too, at once and not when keep-alive has run out."""
+    stream = await trio.open_tcp_stream("127.0.0.1", running.port)
+    await stream.send_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert (await stream.receive_some()).startswith(b"HTTP/1.1 200")
+    await stream.send_eof()
+    with trio.fail_after(5):
+        while await stream.receive_some():
+            pass
+    await stream.aclose()
