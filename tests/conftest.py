@@ -93,7 +93,7 @@ def require() -> Require:
 
 
 def pytest_configure() -> None:
-    """A suite started in the background of a shell ignores SIGINT; the commands that it runs and interrupts must not."""
+    """A suite in the background of a shell ignores SIGINT; the commands that it runs and interrupts must not."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
