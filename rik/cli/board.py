@@ -9,7 +9,7 @@ from typing import IO, Any
 
 import click
 
-from rik.cli.output import STATUS_STYLES, clean, is_terminal
+from rik.cli.output import STATUS_STYLES, clean, console, is_terminal
 from rik.cli.story import Record, is_final, progress_phrase, why
 
 ROWS_MAX = 20  # more do not fit a terminal; the rest is summed up in one row
@@ -45,14 +45,12 @@ class LiveBoard:
     """A row per instance, redrawn in place, with a spinner until it is settled and a bar while bytes are counted."""
 
     def __init__(self, names: Sequence[str], stream: IO[str]) -> None:
-        from rich.console import Console
         from rich.live import Live
 
         self._names = list(names)
         self._records: dict[str, Record] = {}
         self._spinners: dict[str, Any] = {}
-        console = Console(file=stream, highlight=False)
-        self._live = Live(console=console, refresh_per_second=REFRESHES_PER_S, get_renderable=self._draw)
+        self._live = Live(console=console(stream), refresh_per_second=REFRESHES_PER_S, get_renderable=self._draw)
 
     def __enter__(self) -> LiveBoard:
         self._live.__enter__()

@@ -20,10 +20,7 @@ _FIELDS = ("name", "server", "token", "ca")
 
 
 class Cluster(NamedTuple):
-    """Where the API is. `prefix` is the path before `/api`, "" or "/…"; `ca` a file with the authority's certificate.
-
-    `chosen` says that somebody named this server; otherwise it is the default, and nobody may be there.
-    """
+    """Where the API is. `prefix` is the path before `/api`, "" or "/…"; `ca` a file with an authority to trust."""
 
     scheme: str
     host: str
@@ -31,7 +28,6 @@ class Cluster(NamedTuple):
     prefix: str = ""
     token: str = ""
     ca: str = ""
-    chosen: bool = False
 
     @property
     def authority(self) -> str:
@@ -62,7 +58,7 @@ def load_cluster(server: str | None, token: str | None) -> Cluster:
     ca = settings.get("ca") or ""
     if ca:
         ca = str((config_path().parent / Path(ca).expanduser()).resolve())
-    return cluster._replace(token=chosen_token, ca=ca, chosen=bool(source))
+    return cluster._replace(token=chosen_token, ca=ca)
 
 
 def parse_server(url: str, source: str = "") -> Cluster:

@@ -51,6 +51,13 @@ def colours(stream: IO[Any] | None = None) -> bool:
     return is_terminal(stream) and not os.environ.get("NO_COLOR")
 
 
+def console(stream: IO[str]) -> Any:
+    """A rich console on `stream`; where colours are not wanted it writes no other attributes either."""
+    from rich.console import Console
+
+    return Console(file=stream, highlight=False, color_system="auto" if colours(stream) else None)
+
+
 def paint(text: str, style: str, *, bold: bool = False, stream: IO[Any] | None = None) -> str:
     """`text` in a colour (or "" for none) where colours are wanted."""
     return click.style(text, fg=style or None, bold=bold or None) if colours(stream) else text
@@ -154,6 +161,4 @@ def rich_table(columns: Sequence[Column], cells: Sequence[Sequence[str]]) -> Any
 
 
 def _draw(columns: Sequence[Column], cells: Sequence[Sequence[str]]) -> None:
-    from rich.console import Console
-
-    Console(highlight=False).print(rich_table(columns, cells))
+    console(sys.stdout).print(rich_table(columns, cells))

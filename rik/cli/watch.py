@@ -12,7 +12,7 @@ from rik.cli.amounts import age, clock
 from rik.cli.client import Client, Query
 from rik.cli.command import ClientCommand, connect, filter_options, filters
 from rik.cli.errors import CommandError
-from rik.cli.output import Column, clean, is_terminal, note, rich_table, say
+from rik.cli.output import Column, clean, console, is_terminal, note, rich_table, say
 from rik.cli.story import Record, remarkable, status_phrase
 
 REFRESHES_PER_S = 4
@@ -162,20 +162,20 @@ class Table:
 
 
 async def _draw(client: Client, query: Query, name: str | None) -> None:
-    from rich.console import Console, Group
+    from rich.console import Group
     from rich.live import Live
     from rich.text import Text
 
     from rik.cli.stream import watching
 
     table = Table(name)
-    console = Console(file=sys.stdout, highlight=False)
+    screen = console(sys.stdout)
 
     def picture() -> Any:
-        rows = max(3, console.height - 6)
+        rows = max(3, screen.height - 6)
         return Group(rich_table(LIVE_COLUMNS, table.cells(rows)), Text(table.summary, style="dim"))
 
     async with watching(client.cluster, query) as frames:
-        with Live(console=console, refresh_per_second=REFRESHES_PER_S, get_renderable=picture):
+        with Live(console=screen, refresh_per_second=REFRESHES_PER_S, get_renderable=picture):
             async for frame in frames:
                 table.apply(frame)

@@ -25,9 +25,7 @@ def write(path: Path, text: str) -> Path:
 
 def test_default() -> None:
     """Without any configuration the server is the one that `rik serve` starts by default."""
-    cluster = load_cluster(None, None)
-    assert cluster.url == DEFAULT_SERVER
-    assert not cluster.chosen
+    assert load_cluster(None, None).url == DEFAULT_SERVER
 
 
 def test_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -40,7 +38,7 @@ def test_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert load_cluster(None, None).authority == "variable:2"
     assert load_cluster(None, None).token == "from-variable"
     flagged = load_cluster("http://flag:3", "from-flag")
-    assert (flagged.authority, flagged.token, flagged.chosen) == ("flag:3", "from-flag", True)
+    assert (flagged.authority, flagged.token) == ("flag:3", "from-flag")
 
 
 def test_named_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

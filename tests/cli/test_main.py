@@ -101,7 +101,7 @@ def test_wrong_usage(arguments: list[str], hint: str) -> None:
         ["delete", "instance", "--wait", "x"],
         ["explain", "x"],
         ["top", "nodes"],
-        ["audit"],
+        ["audit", "--node", "x"],
     ],
 )
 def test_no_server(arguments: list[str], nowhere: str) -> None:
@@ -111,6 +111,15 @@ def test_no_server(arguments: list[str], nowhere: str) -> None:
     assert done.stdout == ""
     assert f"error: nothing listens at {nowhere} (connection refused)" in done.stderr
     assert "next: start one with `python3 rik.py serve --demo`" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["doctor", "audit"])
+def test_no_server_but_this_host(command: str, nowhere: str, tmp_path: Path) -> None:
+    """doctor and audit, when there is no server to ask, look at this host and say so."""
+    done = rik(command, env={"RIK_CLUSTER_SERVER": nowhere, "XDG_STATE_HOME": str(tmp_path)})
+    assert done.returncode == 0, done.stderr
+    assert f"nothing listens at {nowhere} (connection refused): looking at this host" in done.stderr
+    assert "this host" in done.stdout
 
 
 def test_server_option_stands_anywhere(nowhere: str) -> None:

@@ -277,13 +277,14 @@ def test_pictures_on_a_terminal(rik: Rik, terminal: Any, tmp_path: Path) -> None
 
 
 def test_no_color(rik: Rik, terminal: Any) -> None:
-    """NO_COLOR leaves colours out, on a terminal too."""
+    """NO_COLOR leaves colours out, on a terminal too, and every other attribute with them."""
     name = rik.deploy("plain", "sleep 1000")
     for env, coloured in (({}, True), ({"NO_COLOR": "1"}, False)):
         for arguments in (("describe", "instance", name), ("get", "instances")):
             shown: Terminal = terminal(*arguments, env=env)
             assert shown.wait() == 0
             assert bool(re.search(r"\x1b\[[0-9;]*3[0-9]m", shown.seen)) is coloured
+            assert ("\x1b" in shown.seen) is coloured
     rik.remove("plain")
 
 
