@@ -20,7 +20,7 @@ from rik.api.session import Session
 from rik.api.view import View, order
 from rik.api.watch import Hub
 from rik.environment import Environment
-from rik.errors import BadRequest, NodeUnavailable, NotFound
+from rik.errors import BadRequest, Conflict, NodeUnavailable, NotFound
 from rik.link.base import Stream, StreamFailed
 from rik.link.switchboard import Switchboard
 from rik.messages import (
@@ -111,9 +111,20 @@ class Service:
         else:
             validated = await trio.to_thread.run_sync(_validate, data, media_type)
         identity = ""
-        if not dry_run:
+        if dry_run:
+            self._check_name(validated.document["name"])
+        else:
             identity = await self.session.ask(CreateWorkload(validated.document, DEFAULT_NAMESPACE))
         return {"id": identity, "warnings": list(validated.warnings)}
+
+    def _check_name(self, name: str) -> None:
+        """What the scheduler would say of the name. Raises Conflict."""
+        known = self.view.workload(name, DEFAULT_NAMESPACE)
+        if known is not None and known.name == name:
+            raise Conflict(
+                f"there is a workload {name!r} already",
+                next_step=f"choose another name, or `rik delete workload {name}` first",
+            )
 
     async def delete_workload(self, id_or_name: str) -> None:
         await self.session.ask(DeleteWorkload(id_or_name, DEFAULT_NAMESPACE))

@@ -15,7 +15,7 @@ import msgspec
 
 from rik.messages import Assignment, Report
 from rik.model.change import DELETE, INSTANCE, POSTMORTEM, PUT, Event
-from rik.model.instance import Instance, Reason, Status, Transition
+from rik.model.instance import ContainerState, Instance, Reason, Status, Transition
 from rik.model.node import Node
 from rik.model.workload import Spec, Workload
 
@@ -56,6 +56,7 @@ def accept(workload: Workload, spec: Spec, uid: str, name: str, at: int, message
         message=message or "accepted, and about to be placed",
         deadline_at=at + millis(spec.pending_s),
         history=(Transition(Status.PENDING, at, message or "accepted"),),
+        containers=tuple(ContainerState(container.name, container.image) for container in spec.containers),
     )
     return [Step(INSTANCE, PUT, record, None, _event(record, Status.PENDING.value, record.message))]
 

@@ -32,6 +32,15 @@ async def test_a_dry_run_creates_nothing(running: Running) -> None:
     assert running.scheduler.requests == []
 
 
+async def test_a_dry_run_of_a_taken_name_is_a_conflict(running: Running) -> None:
+    """`?dryRun=true` answers 409 where creating would."""
+    await running.client.do("workloads.create", DOCUMENT)
+    answer = await running.client.post("/api/v0/workloads.create?dryRun=true", json=DOCUMENT)
+    assert answer.status_code == 409 and answer.json()["reason"] == "Conflict"
+    other = await running.client.do("workloads.create", {**DOCUMENT, "name": "other"}, dryRun="true")
+    assert other == {"id": "", "warnings": []}
+
+
 @pytest.mark.parametrize("media_type", [None, "application/x-www-form-urlencoded", "text/plain", "application/json"])
 async def test_json_is_parsed_whatever_the_content_type(running: Running, media_type: str | None) -> None:
     """JSON needs no Content-Type: curl -d and the original's CLI send another one or none."""
