@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rik.linux.cgroups import CONTROLLERS, Cgroups, oom_kills
+from rik.linux.cgroups import CONTROLLERS, Cgroups, Place, oom_kills
 from tests.conftest import Require
 
 UID = "uid00000000000000000"
@@ -79,3 +79,29 @@ def test_out_of_memory_counter() -> None:
     assert oom_kills("oom_kill_disable 0\nunder_oom 0\noom_kill 3\n") == 3
     assert oom_kills("low 0\nhigh 0\nmax 12\noom 1\noom_kill 2\noom_group_kill 0\n") == 2
     assert oom_kills("") == 0
+
+
+def test_second_version(tmp_path: Path) -> None:
+    """With version 2 all controllers are in one tree, each is switched on above where it is used, and swap is none."""
+    host = tmp_path / "rik-00000000"
+    names = ("cgroup.subtree_control", "cpu.max", "memory.max", "memory.swap.max", "pids.max")
+    for directory in (host, host / UID):
+        directory.mkdir()
+        for name in names:
+            (directory / name).touch()
+    cgroups = Cgroups("00000000", {name: Place(str(host), 2) for name in CONTROLLERS}, {})
+    assert cgroups.create(UID, ["a"], 1500, 64 << 20, 77) == {}
+    pod = host / UID
+    assert [(pod / name).read_text() for name in names[1:]] == ["150000 100000", str(64 << 20), "0", "77"]
+    assert (pod / "cgroup.subtree_control").read_text().startswith("+")
+    assert cgroups.directories(UID, "a") == [str(pod / "a")]
+    assert cgroups.oom_file(UID, "a") == str(pod / "a" / "memory.events")
+    for name, text in (
+        ("memory.current", "5000"),
+        ("memory.stat", "anon 1\ninactive_file 2000\n"),
+        ("cpu.stat", "usage_usec 1500000\n"),
+        ("pids.current", "3"),
+    ):
+        (pod / "a" / name).write_text(text)
+    usage = cgroups.usage(UID, "a")
+    assert (usage.memory_bytes, usage.cpu_seconds, usage.pids) == (3000, 1.5, 3)

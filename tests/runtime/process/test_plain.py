@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -116,3 +117,36 @@ async def test_a_thousand_children(plain: Bench) -> None:
     await plain.until_said(pod, "up")
     await plain.runtime.stop(pod.uid, 0)
     assert not [item for item in await plain.runtime.inventory() if item.kind == "process"]
+
+
+_PROBING = """
+import sys, trio
+from pathlib import Path
+from rik.environment import SystemEnvironment
+from rik.images.store import ImageStore
+from rik.linux.idmap import detect
+from rik.runtime.process.layout import Layout
+from rik.runtime.process.runtime import ProcessRuntime
+
+async def main(data_dir, plain):
+    idmap = detect()
+    images = ImageStore(Path(data_dir) / "images", "00c0ffee", idmap)
+    layout = Layout(Path(data_dir), "00c0ffee")
+    runtime = ProcessRuntime(SystemEnvironment(), layout, images, idmap, unsafe_plain=plain == "plain")
+    async with runtime.open():
+        found = await runtime.probe()
+        print(found.ok, found.reason)
+
+trio.run(main, *sys.argv[1:])
+"""
+
+
+@pytest.mark.require("root", reason="a part of /proc is covered, in a mount namespace of its own")
+@pytest.mark.parametrize("plain", ["", "plain"])
+async def test_masked_proc(data_dir: Path, plain: str) -> None:
+    """Where parts of /proc are masked, as in a container, pods cannot be made, which is said; plain ones can."""
+    shell = 'mount -t tmpfs tmpfs /proc/irq && exec "$@"'
+    command = ["unshare", "--mount", "sh", "-c", shell, "sh", sys.executable, "-c", _PROBING, str(data_dir), plain]
+    answer = (await trio.run_process(command, capture_stdout=True)).stdout.decode()
+    assert "/proc cannot be mounted in a pod" in answer
+    assert answer.startswith("True plainly" if plain else "False")
