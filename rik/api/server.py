@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+from collections.abc import Iterator
 from functools import partial
 
 import hypercorn.trio.run
@@ -26,6 +27,8 @@ from rik.settings import ApiSettings
 from rik.store.base import Store
 
 __all__ = ["Api", "ClusterInfo"]
+
+log = logging.getLogger("rik.api")
 
 # Connections that may wait to be accepted; 500 creates at once are nothing unusual.
 BACKLOG = 1_024
@@ -120,15 +123,32 @@ def _listen(settings: ApiSettings) -> socket.socket:
 
 
 class _Connection(TCPServer):
-    """Hypercorn's connection, which ends when its client has gone.
+    """Hypercorn's connection, which ends when its client has gone, and whose faults are its own.
 
     Hypercorn 0.18 waits for the keep-alive timer first, with the socket open: a loop of short calls, each with a
-    connection of its own, would use up the descriptors.
+    connection of its own, would use up the descriptors. And whatever its protocols raise (when frames follow a
+    handshake that was refused; when frames of HTTP/2 make no sense) would end the listener, and with it the whole host.
     """
+
+    async def run(self) -> None:
+        try:
+            await super().run()
+        except* Exception as group:
+            reasons = ", ".join(f"{type(error).__name__}: {str(error)[:200]!r}" for error in _leaves(group))
+            log.warning("a connection was ended by a fault in its protocol: %s", reasons)
+            log.debug("the fault", exc_info=group)
 
     async def _read_data(self) -> None:
         await super()._read_data()
         await self.idle_task.stop()
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
 
 
 hypercorn.trio.run.TCPServer = _Connection  # type: ignore[attr-defined]  # it has no setting for it
