@@ -70,7 +70,8 @@ def become(module: str, arguments: list[str]) -> NoReturn:
     """Replaces this process. `-P`: a file in the user's working directory must not shadow a library."""
     sys.stdout.flush()
     sys.stderr.flush()
-    os.environ["RIK_PROGRAM"] = "python3 rik.py"  # what hints tell the user to type
+    if module == "rik":
+        os.environ["RIK_PROGRAM"] = "python3 rik.py"  # what hints tell the user to type
     os.execv(VENV_PYTHON, [VENV_PYTHON, "-P", "-m", module, *arguments])
 
 

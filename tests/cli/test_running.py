@@ -230,12 +230,24 @@ def test_attach(rik: Rik, terminal: Any) -> None:
     rik.remove("echo")
 
 
+def until_watched_by(rik: Rik, watchers: int) -> None:
+    """Returns once the server has so many watchers: an empty snapshot prints nothing."""
+    deadline = time.monotonic() + LIMIT_S
+    while time.monotonic() < deadline:
+        with urllib.request.urlopen(f"{rik.url}/metrics") as answer:
+            if f"rik_watchers {watchers}.0" in answer.read().decode():
+                return
+        time.sleep(0.05)
+    pytest.fail(f"there never were {watchers} watchers")
+
+
 def test_watch(rik: Rik) -> None:
     """watch prints a line for every status, and `get --watch -o json` the API's frames."""
     lines = rik.start("watch", "--workload", "seen")
     frames = rik.start("get", "instances", "--watch", "-o", "json", "--workload", "seen")
     assert lines.stdout is not None and frames.stdout is not None
     assert json.loads(frames.stdout.readline())["type"] == "snapshot"
+    until_watched_by(rik, 2)
     name = rik.deploy("seen", "sleep 1000")
     rik.ok("delete", "instance", "--wait", name)
     told: list[str] = []
