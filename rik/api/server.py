@@ -7,9 +7,11 @@ import socket
 from collections.abc import Iterator
 from functools import partial
 
+import h11
 import hypercorn.trio.run
 import trio
 from hypercorn.config import Config, Sockets
+from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio import serve
 from hypercorn.trio.tcp_server import TCPServer
 
@@ -127,7 +129,7 @@ class _Connection(TCPServer):
 
     Hypercorn 0.18 waits for the keep-alive timer first, with the socket open: a loop of short calls, each with a
     connection of its own, would use up the descriptors. And whatever its protocols raise (when frames follow a
-    handshake that was refused; when frames of HTTP/2 make no sense) would end the listener, and with it the whole host.
+    handshake that was refused) would end the listener, and with it the whole host.
     """
 
     async def run(self) -> None:
@@ -151,7 +153,13 @@ def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]
             yield error
 
 
-hypercorn.trio.run.TCPServer = _Connection  # type: ignore[attr-defined]  # it has no setting for it
+async def _stay_with_http1(protocol: H11Protocol, request: h11.Request) -> None:
+    """Instead of Hypercorn's turning to HTTP/2, which no client here needs: a stream whose client resets it leaves its
+    handler waiting to send for ever, and with it the shutdown."""
+
+
+hypercorn.trio.run.TCPServer = _Connection  # type: ignore[attr-defined]  # it has no settings for these two
+H11Protocol._check_protocol = _stay_with_http1  # type: ignore[assignment]
 
 
 class _Config(Config):

@@ -57,14 +57,23 @@ async def test_frames_after_a_refused_handshake(server: Server, path: str) -> No
     "frames",
     [
         b"\0\0\5\2\0\0\0\0\1\0\0\0\1\0",  # a stream that depends on itself
-        b"\0\0\4\3\0\0\0\0\1\0\0\0\x08" * 50,  # the end of streams that never were
-        b"\0\0\x29\1\4\0\0\0\1\0\7:method\7CONNECT\0\x0a:authority\x0b127.0.0.1:1\0\0\4\0\0\0\0\0\1junk",
+        b"".join(b"\0\0\0\1\5\0\0" + number.to_bytes(2, "big") for number in range(1, 99, 2)),
         b"\xff" * 300,
     ],
-    ids=["self-dependent", "unknown-streams", "connect", "garbage"],
+    ids=["self-dependent", "empty-requests", "garbage"],
 )
-async def test_senseless_http2(server: Server, frames: bytes) -> None:
-    """HTTP/2 frames that make no sense end their connection alone."""
+async def test_http2(server: Server, frames: bytes) -> None:
+    """HTTP/2 is not spoken: whoever assumes it is refused."""
     with trio.fail_after(LIMIT_S):
-        await conversation(server, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0" + frames, frames)
+        begin = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0"
+        assert (await conversation(server, begin + frames, frames)).startswith(b"HTTP/1.1 4")
         assert await is_well(server)
+
+
+async def test_upgrade_to_http2(server: Server) -> None:
+    """A request that offers to go on in HTTP/2 is answered in HTTP/1.1."""
+    with trio.fail_after(LIMIT_S):
+        netloc = urlsplit(server.url).netloc
+        headers = f"Host: {netloc}\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk"
+        answer = await conversation(server, f"GET /healthz HTTP/1.1\r\n{headers}\r\n\r\n".encode())
+        assert answer.startswith(b"HTTP/1.1 200")
