@@ -15,7 +15,7 @@ from rik.linux.cgroups import Cgroups
 from rik.linux.identity import ProcessIdentity, command_line, processes, stat_fields
 from rik.model.instance import Reason
 from rik.model.node import HostResource
-from rik.runtime.process.layout import Layout, is_supervised
+from rik.runtime.process.layout import Layout, is_supervised, is_uid
 from rik.runtime.process.spec import INSTANCE_VARIABLE, instance_mark
 from rik.runtime.process.states import supervisor
 
@@ -27,27 +27,29 @@ def own_processes(layout: Layout, uid: str = "") -> dict[int, str]:
     """Every living process of a pod of this host (or of one): its pid and uid. Blocks for a walk over /proc.
 
     A supervisor and the first process of each container carry the pod's directory in their arguments; the rest are
-    their descendants, or (of a plain pod) carry a mark in their environment.
+    their descendants, or (of a plain pod) carry a mark in their environment. A container can give its processes any
+    arguments and any environment: so the mark of the outermost ancestor is the one that counts, and only if it can be
+    a uid at all.
     """
     prefix = f"{layout.pods}/"
     parents: dict[int, int] = {}
-    owners: dict[int, str] = {}
+    marks: dict[int, str] = {}
     for pid in processes():
         fields = stat_fields(pid)
         if fields is None or fields[0] in ("Z", "X"):
             continue
         parents[pid] = int(fields[1])
-        owner = _owner_by_arguments(pid, prefix) or _owner_by_environment(pid, layout.host_id)
+        mark = _owner_by_arguments(pid, prefix) or _owner_by_environment(pid, layout.host_id)
+        if is_uid(mark):
+            marks[pid] = mark
+    owners: dict[int, str] = {}
+    for pid in parents:
+        ancestor, owner = pid, ""
+        while ancestor in parents:
+            owner = marks.get(ancestor, owner)
+            ancestor = parents[ancestor]
         if owner:
             owners[pid] = owner
-    for pid in list(parents):
-        line = []
-        ancestor = pid
-        while ancestor in parents and ancestor not in owners:
-            line.append(ancestor)
-            ancestor = parents[ancestor]
-        if ancestor in owners:
-            owners.update(dict.fromkeys(line, owners[ancestor]))
     return {pid: owner for pid, owner in owners.items() if not uid or owner == uid}
 
 

@@ -17,7 +17,7 @@ PROCESS, NAMESPACE, MOUNT, CGROUP, FILE, SOCKET = "process", "namespace", "mount
 _NAMESPACES = ("user", "net", "ipc", "uts", "mnt", "pid")
 # Where named namespaces are usually kept, as bind mounts.
 NAMED_NAMESPACES = (Path("/run/netns"), Path("/run/rik/ns"))
-_UID = re.compile(r"[0-9a-z]{20}|probe-[0-9a-z]+")
+_UID = re.compile(r"[0-9a-z]{20}|probe-[0-9a-f]{10}")
 
 
 def look(layout: Layout, cgroups: Cgroups) -> list[HostResource]:

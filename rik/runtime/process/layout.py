@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import stat
 from pathlib import Path
 
@@ -24,6 +25,13 @@ from rik.errors import StartupError
 SOCKET_PATH_BYTES = 107
 UID_BYTES = 20
 _ENDING = ".sock"
+# Of an instance, or of a probe (`rik.runtime.process.probe`).
+_UID = re.compile(rf"[0-9a-z]{{{UID_BYTES}}}|probe-[0-9a-f]{{10}}")
+
+
+def is_uid(text: str) -> bool:
+    """Whether it can be a pod's uid. What is found on the host is not trusted to be one: paths are made of it."""
+    return _UID.fullmatch(text) is not None
 
 
 class Layout:
@@ -49,13 +57,13 @@ class Layout:
             self.run_dir.rmdir()
 
     def pod(self, uid: str) -> Path:
-        return self.pods / uid
+        return self.pods / _component(uid)
 
     def log_directory(self, uid: str) -> Path:
-        return self.logs / uid
+        return self.logs / _component(uid)
 
     def socket(self, uid: str) -> Path:
-        return self.run_dir / (uid + _ENDING)
+        return self.run_dir / (_component(uid) + _ENDING)
 
     def forget_logs(self, uid: str) -> None:
         """Removes the kept output of a pod that is gone."""
@@ -68,6 +76,13 @@ class Layout:
         """Of every pod that has a directory or a socket here."""
         found = {path.name for path in _list(self.pods)}
         return found | {path.name.removesuffix(_ENDING) for path in _list(self.run_dir) if path.suffix == _ENDING}
+
+
+def _component(uid: str) -> str:
+    """Whatever a stranger's entry is called, it leads nowhere else. Raises ValueError."""
+    if not uid or uid in (".", "..") or "/" in uid:
+        raise ValueError(f"{uid!r} is no uid")
+    return uid
 
 
 def run_directory(host_id: str) -> Path:
