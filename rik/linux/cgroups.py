@@ -69,7 +69,11 @@ class Cgroups:
         for controller, place in self.places.items():
             pod = os.path.join(place.directory, uid)
             try:
-                _make(pod)
+                try:
+                    _make(pod)
+                except FileNotFoundError:  # somebody has tidied up while no pod was in it
+                    self._make_anew(place)
+                    _make(pod)
                 if place.version == 2:
                     _enable(pod, [name for name, other in self.places.items() if other.directory == place.directory])
                 for name in containers:
@@ -88,6 +92,13 @@ class Cgroups:
                 failed[controller] = self.reasons[controller]
         return {name: reason for name, reason in failed.items() if wanted.get(name)}
 
+    def _make_anew(self, place: Place) -> None:
+        base, name = os.path.split(place.directory)
+        _make(place.directory)
+        for controller, other in self.places.items():
+            if place.version == 2 and other.directory == place.directory:
+                _enable_below(base, name, controller)
+
     def directories(self, uid: str, container: str = "") -> list[str]:
         """The directories of a pod's (or its container's) cgroup that exist, one for each hierarchy."""
         paths = {os.path.join(place.directory, uid, container).rstrip("/") for place in self.places.values()}
@@ -99,7 +110,8 @@ class Cgroups:
         if place is None:
             return ""
         name = "memory.events" if place.version == 2 else "memory.oom_control"
-        return os.path.join(place.directory, uid, container, name)
+        directory = os.path.join(place.directory, uid, container)
+        return os.path.join(directory, name) if os.path.isdir(directory) else ""
 
     def usage(self, uid: str, container: str = "") -> Usage:
         """What it uses now; fields are None where it has no cgroup."""

@@ -60,6 +60,16 @@ def test_life(writable: Cgroups) -> None:
     assert writable.usage(UID, "a").pids is None
 
 
+def test_tidied_up_meanwhile(writable: Cgroups) -> None:
+    """When somebody has removed the host's own cgroups, which are empty between pods, the next pod has its limits."""
+    writable.close()
+    assert not any(Path(place.directory).exists() for place in writable.places.values())
+    assert writable.oom_file(UID, "a") == ""
+    assert writable.create(UID, ["a"], 500, 64 << 20, 100) == {}
+    assert writable.oom_file(UID, "a")
+    assert set(writable.owners().values()) == {UID}
+
+
 def test_limits_are_set(writable: Cgroups) -> None:
     """The limits stand in the pod's cgroup."""
     writable.create(UID, ["a"], 250, 64 << 20, 77)

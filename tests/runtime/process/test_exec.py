@@ -36,6 +36,16 @@ async def test_killed_command_is_told_as_shells_do(bench: Bench) -> None:
     assert json.loads(frames.sent[-1][1:]) == {"exit": 137}
 
 
+@pytest.mark.parametrize("name", ["x" * 60_000, "/" + "x" * 60_000, "\N{PILE OF POO}" * 15_000])
+async def test_endless_name(bench: Bench, name: str) -> None:
+    """A command of an endless name is refused in a few words, and the pod goes on."""
+    pod, _ = await bench.start(container("a", "sleep", "60"))
+    with pytest.raises(InstanceFailure) as caught:
+        await _exec(bench, pod.uid, name)
+    assert len(str(caught.value)) < 600
+    assert (await _exec(bench, pod.uid, "echo", "well")).text(1) == "well\n"
+
+
 async def test_input_to_its_end(bench: Bench) -> None:
     """What is sent arrives, and an empty frame is the end of input."""
     pod, _ = await bench.start(container("a", "sleep", "60"))

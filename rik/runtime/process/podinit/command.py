@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 NOT_FOUND = "CommandNotFound"
 CREATE_FAILED = "CreateFailed"
-FAILURE_BYTES = 65_536
+# What a document or an image says may be of any length; what is said about it must fit into one packet, six bytes (in
+# JSON) a character at the worst, among those of the pod's other containers.
+FAILURE_CHARACTERS = 1_000
+NAME_CHARACTERS = 200
 OPEN_FILES = 1_048_576  # as container engines give, if the host's own limit allows
 _NOT_EXECUTABLE = (errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 
@@ -58,9 +61,15 @@ def run(command: dict[str, Any], stdio: tuple[int, int, int], outcome_fd: int, *
     except Exception as error:  # noqa: BLE001 - a forked child has nobody above it: the pipe is where it is told
         failure = {"reason": "InternalError", "message": f"{type(error).__name__}: {error}"}
     try:
-        os.write(outcome_fd, json.dumps(failure).encode()[:FAILURE_BYTES])
+        failure["message"] = shortened(failure["message"], FAILURE_CHARACTERS)
+        os.write(outcome_fd, json.dumps(failure).encode())
     finally:
         os._exit(127)
+
+
+def shortened(text: str, characters: int = NAME_CHARACTERS) -> str:
+    """Its beginning, if it is longer."""
+    return text if len(text) <= characters else text[: characters - 1] + "…"
 
 
 def _become(command: dict[str, Any], stdio: tuple[int, int, int], outcome_fd: int, isolated: bool) -> None:
@@ -86,7 +95,7 @@ def _become(command: dict[str, Any], stdio: tuple[int, int, int], outcome_fd: in
     try:
         os.chdir(cwd)
     except OSError as error:
-        message = f"its working directory {cwd} cannot be entered: {error.strerror}"
+        message = f"its working directory {shortened(cwd)} cannot be entered: {error.strerror}"
         raise CannotExecute(CREATE_FAILED, message) from None
     environment = _environment(command, user, tty)
     _execute([str(part) for part in command["argv"]], environment)
@@ -177,7 +186,7 @@ def _execute(argv: list[str], environment: dict[str, str]) -> None:
         except OSError as error:
             if error.errno not in _NOT_EXECUTABLE:
                 what = "pids limit reached" if error.errno == errno.EAGAIN else error.strerror
-                message = f"command `{name}` could not be executed ({program}): {what}"
+                message = f"command `{shortened(name)}` could not be executed ({shortened(program)}): {what}"
                 raise CannotExecute(CREATE_FAILED, message) from None
             failures.append((error, program))
     raise CannotExecute(NOT_FOUND, _explain(name, path, failures))
@@ -185,6 +194,7 @@ def _execute(argv: list[str], environment: dict[str, str]) -> None:
 
 def _explain(name: str, path: str, failures: list[tuple[OSError, str]]) -> str:
     """The failure that says most: a file that is there but cannot run tells more than those that are not."""
+    name, path = shortened(name), shortened(path)
     for error, program in failures:
         try:
             mode = os.stat(program).st_mode

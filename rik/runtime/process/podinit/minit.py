@@ -75,6 +75,7 @@ def _tell_failure(channel_fd: int, error: Exception) -> None:
         }
     else:
         failure = {"reason": "InternalError", "message": f"{type(error).__name__}: {error}"}
+    failure["message"] = command.shortened(failure["message"], command.FAILURE_CHARACTERS)
     try:
         os.write(channel_fd, json.dumps({"failed": failure}).encode())
     except OSError:  # the pod init is gone as well

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 DEFAULT_HOME = "/"
 _LARGEST_ID = 2**32 - 2
+_SHOWN = 200  # characters of a name, in what is said about it
 
 
 class User:
@@ -29,7 +30,7 @@ def resolve(wanted: str, passwd_path: str = "/etc/passwd", group_path: str = "/e
     if entry is None and name.isdigit():
         entry = next((e for e in entries if e[2] == str(int(name))), None)
     if entry is None and not _is_id(name):
-        raise LookupError(f"user `{name}` is not in its {passwd_path}")
+        raise LookupError(f"user `{name[:_SHOWN]}` is not in its {passwd_path}")
     uid = int(entry[2]) if entry is not None else int(name)
     gid = int(entry[3]) if entry is not None else 0
     home = (entry[5] if entry is not None else "") or DEFAULT_HOME
@@ -37,7 +38,7 @@ def resolve(wanted: str, passwd_path: str = "/etc/passwd", group_path: str = "/e
     if group:
         found = next((e for e in groups if e[0] == group), None)
         if found is None and not _is_id(group):
-            raise LookupError(f"group `{group}` is not in its {group_path}")
+            raise LookupError(f"group `{group[:_SHOWN]}` is not in its {group_path}")
         return User(uid, int(found[2]) if found is not None else int(group), [], home)
     login = entry[0] if entry is not None else ""
     more = [int(e[2]) for e in groups if login and login in e[3].split(",") and int(e[2]) != gid]
