@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import sqlite3
 
+from rik.store.sqlitefile import format_version
+
 # "RIK1": tells a store from any other SQLite database.
 APPLICATION_ID = 0x52494B31
 
@@ -38,25 +40,14 @@ VERSION = len(MIGRATIONS)
 
 
 def create(connection: sqlite3.Connection, cluster_id: str) -> None:
-    """Makes an empty database a store of this version."""
-    connection.execute("BEGIN IMMEDIATE")
-    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    """Makes an empty database a store of this version, within a transaction of the caller's."""
     _apply(connection, 0)
     connection.executemany("INSERT INTO meta VALUES (?, ?)", [("cluster_id", cluster_id), ("revision", 0)])
-    connection.execute("COMMIT")
-
-
-def version(connection: sqlite3.Connection) -> int:
-    return int(connection.execute("PRAGMA user_version").fetchone()[0])
-
-
-def application_id(connection: sqlite3.Connection) -> int:
-    return int(connection.execute("PRAGMA application_id").fetchone()[0])
 
 
 def migrate(connection: sqlite3.Connection) -> None:
     """Brings a store of an older version to this one in a single transaction; one of this version is left alone."""
-    found = version(connection)
+    found = format_version(connection)
     if found == VERSION:
         return
     connection.execute("BEGIN IMMEDIATE")

@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 import trio
@@ -17,7 +17,7 @@ from rik.model.change import Change, RecordedEvent
 from rik.model.instance import Instance
 from rik.store import opening, records
 from rik.store.base import DEFAULT_JOURNAL_REVISIONS, Compacted, Loaded
-from rik.store.writer import Job, Writer, write_changes
+from rik.store.writer import Writer
 
 T = TypeVar("T")
 
@@ -54,11 +54,9 @@ class SqliteStore:
         self.cluster_id = opened.loaded.cluster_id
         self._opened = opened
         self._loaded: Loaded | None = opened.loaded
-        self._writer = Writer(path, opened.writer, opened.loaded.revision, journal_revisions)
-        self.cluster_id = opened.loaded.cluster_id
+        self._writer = Writer(opened.file.name, path, opened.writer, opened.loaded.revision, journal_revisions)
         self._reading = trio.CapacityLimiter(1)
         self._closed = False
-        self._writer.start()
 
     @classmethod
     async def open(
@@ -85,12 +83,7 @@ class SqliteStore:
         rows = [records.encode(change) for change in changes]
         self._loaded = None
 
-        def write(connection: sqlite3.Connection, revision: int) -> tuple[int, int]:
-            last = write_changes(connection, revision, rows)
-            return last, last
-
-        last: int = await self._write(write)
-        return last
+        return await self._writer.append(rows)
 
     async def changes_since(self, revision: int, limit: int = 1000) -> list[Change]:
         def read(connection: sqlite3.Connection) -> list[Change]:
@@ -155,42 +148,24 @@ class SqliteStore:
         return await self._read(read)
 
     async def purge_postmortems(self, ended_before: int, keep: int) -> int:
-        def write(connection: sqlite3.Connection, revision: int) -> tuple[int, int]:
+        def purge(connection: sqlite3.Connection) -> int:
             old = connection.execute("DELETE FROM postmortems WHERE ended_at < ?", (ended_before,)).rowcount
             excess = connection.execute(
                 "DELETE FROM postmortems WHERE uid IN"
                 " (SELECT uid FROM postmortems ORDER BY ended_at DESC, uid LIMIT -1 OFFSET ?)",
                 (keep,),
             ).rowcount
-            return revision, old + excess
+            return int(old + excess)
 
-        purged: int = await self._write(write)
-        return purged
+        return await self._writer.change(purge)
 
     async def aclose(self) -> None:
         if self._closed:
             return
         self._closed = True
         with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(self._writer.stop)
+            await self._writer.aclose()
             await trio.to_thread.run_sync(self._opened.close, limiter=self._reading)
-
-    async def _write(self, work: Callable[[sqlite3.Connection, int], tuple[int, Any]]) -> Any:
-        job = Job(work)
-        self._writer.submit(job)
-        try:
-            await job.done.wait()
-        except trio.Cancelled:
-            self._writer.withdraw(job)
-            raise
-        if isinstance(job.error, sqlite3.Error):
-            raise StoreUnavailable(
-                f"the store {self.path} cannot be written: {job.error}",
-                next_step="check the room on its disk",
-            ) from job.error
-        if job.error is not None:
-            raise job.error
-        return job.result
 
     async def _read(self, query: Callable[[sqlite3.Connection], T]) -> T:
         if self._closed:

@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from rik.errors import StartupError, StoreDamaged
-from rik.store import opening, schema
+from rik.store import schema, sqlitefile
 from rik.store.sqlite import SqliteStore, open_sqlite
 from tests.store.samples import event, instance, postmortem, put, workload
 
@@ -315,7 +315,7 @@ async def test_a_file_in_use_is_refused(
     how: str, closed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A store that another process holds, be it another RIK or any program with a lock, is not opened."""
-    monkeypatch.setattr(opening, "BUSY_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(sqlitefile, "BUSY_TIMEOUT_S", 0.1)
     path = tmp_path / "cluster.db"
     shutil.copy(closed / "cluster.db", path)
     programs = {

@@ -17,6 +17,7 @@ from rik.errors import StartupError, StoreUnavailable
 from rik.store import schema
 from rik.store.base import Compacted
 from rik.store.sqlite import SqliteStore, open_sqlite
+from rik.store.sqlitefile import format_version
 from tests.store.samples import event, instance, postmortem, put, workload
 
 FIXTURES = Path(__file__).parent / "data"
@@ -24,7 +25,7 @@ FIXTURES = Path(__file__).parent / "data"
 
 async def test_everything_is_there_after_reopening(tmp_path: Path) -> None:
     """State, journal, events, post-mortems, revision and cluster id survive; the cluster id is made once."""
-    path = tmp_path / "new" / "cluster.db"
+    path = tmp_path / "cluster.db"
     with trio.fail_after(30):
         async with open_sqlite(path) as store:
             cluster_id = (await store.load()).cluster_id
@@ -115,7 +116,7 @@ async def test_an_older_file_is_migrated(tmp_path: Path) -> None:
             assert await store.commit([put(instance(3))]) == 7
             assert len(await store.changes_since(0)) == 7
     with sqlite3.connect(path) as connection:
-        assert schema.version(connection) == schema.VERSION > 1
+        assert format_version(connection) == schema.VERSION > 1
         indexes = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'index'")}
     connection.close()
     assert "events_of_instance" in indexes

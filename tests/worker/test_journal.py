@@ -180,6 +180,31 @@ async def test_a_newer_format_is_refused(tmp_path: Path) -> None:
         await SqliteJournal(path, SystemEnvironment()).open("1")
 
 
+@pytest.mark.parametrize("replaced", [False, True])
+async def test_a_file_that_is_taken_away_is_noticed(replaced: bool, tmp_path: Path) -> None:
+    """A journal that was removed or replaced takes no more writes: what it acknowledged would be gone with it."""
+    path = tmp_path / "worker.db"
+    with trio.fail_after(10):
+        async with opened(path) as (journal, _):
+            await journal.put(entry("a"))
+            path.rename(tmp_path / "elsewhere.db")
+            if replaced:
+                shutil.copy(tmp_path / "elsewhere.db", path)
+            with pytest.raises(StoreUnavailable, match="removed or replaced"):
+                await journal.put(entry("b"))
+
+
+async def test_a_second_worker_is_refused(tmp_path: Path) -> None:
+    """A journal belongs to one worker at a time; whoever only looks is let in."""
+    path = tmp_path / "worker.db"
+    async with opened(path) as (journal, _):
+        await journal.put(entry("a"))
+        with pytest.raises(StartupError, match="in use by another process"):
+            await SqliteJournal(path, SystemEnvironment()).open("1")
+        assert read_uids(path) == {"a"}
+        await journal.put(entry("b"))
+
+
 async def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
     """What cannot be opened at all is one sentence with the cause."""
     with pytest.raises(StartupError, match=r"No such file|unable to open"):
