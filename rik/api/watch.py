@@ -111,6 +111,8 @@ class Watch:
             await self._begin(since)
             while not self._closing.is_set():
                 await self._round()
+            if self._epoch == self._view.epoch and self._cursor >= self._view.floor:
+                await self._deliver_recent()  # what came while it rested: how instances ended with this host
             await self._send('{"type":"bye"}')
         finally:
             self._hub.watchers -= 1

@@ -8,6 +8,7 @@ import os
 import socket
 import time
 from itertools import pairwise
+from typing import Any
 
 import msgspec
 import pytest
@@ -261,6 +262,24 @@ async def test_the_end_is_announced(running: Running) -> None:
         assert closed.value.reason is not None and closed.value.reason.code == 1001
         await running.ended.wait()
     assert trio.current_time() - started < ENDS_WITHIN_S
+
+
+@pytest.mark.parametrize("query", ["", "batch=true"])
+async def test_nothing_known_is_missing_before_the_end(running: Running, query: str) -> None:
+    """What was committed before a shutdown is told before `bye`, to those whose frames are coalesced too."""
+    async with running.client.watch(query) as frames:
+        await frames.next()
+        await running.scheduler.put(instance(1))
+        await frames.until("instance", "batch")
+        for number in range(2, 6):
+            await running.scheduler.put(instance(number))
+        while len(await running.client.call("instances.list")) < 5:
+            await trio.lowlevel.checkpoint()
+        running.api.shutdown()
+        told: list[Any] = []
+        while (frame := await frames.next())["type"] != "bye":
+            told += frame["changes"] if frame["type"] == "batch" else [frame]
+        assert [change["revision"] for change in told] == [2, 3, 4, 5]
 
 
 async def test_what_a_watcher_says_is_ignored(running: Running) -> None:
