@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from pathlib import Path
@@ -123,3 +124,13 @@ async def test_root_is_not_the_hosts_root(bench: Bench) -> None:
         assert os.stat(f"/proc/{pid}").st_uid in (0, 1_000_000)  # not dumpable ones are shown as root's
         status = Path(f"/proc/{pid}/status").read_text()
         assert "Uid:\t1000000\t1000000\t1000000\t1000000" in status, pod
+
+
+async def test_no_keyrings(bench: Bench) -> None:
+    """The kernel's keys of whoever runs RIK are out of reach: the calls do not exist in a pod."""
+    number = {"x86_64": 250, "aarch64": 219}.get(os.uname().machine)
+    if number is None:
+        pytest.skip(f"the number of keyctl on {os.uname().machine} is not known here")
+    program = f"import ctypes; print(ctypes.CDLL(None, use_errno=True).syscall({number}, 0, -3, 0), ctypes.get_errno())"
+    pod, _ = await bench.run(container("a", "python3", "-c", program))
+    assert await bench.text(pod) == f"-1 {errno.ENOSYS}"

@@ -15,7 +15,7 @@ import signal
 import stat
 import termios
 
-from rik.linux import syscalls
+from rik.linux import seccomp, syscalls
 from rik.runtime.process.podinit import users
 
 TYPE_CHECKING = False
@@ -91,6 +91,8 @@ def _become(command: dict[str, Any], stdio: tuple[int, int, int], outcome_fd: in
     if isolated:
         _drop(user)
     syscalls.set_no_new_privileges()
+    if isolated:
+        seccomp.deny_keyrings()
     cwd = str(command.get("cwd") or ("/" if isolated else os.getcwd()))
     try:
         os.chdir(cwd)
