@@ -8,19 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager
 
 import msgspec
-import trio
 
-from rik.images.errors import ImageInvalid, ImageNotFound, ImagePullFailed
-from rik.images.files import Files, Part, read_small
-from rik.images.manifest import MAX_JSON_BYTES, MAX_LAYERS, Platform, decode
-from rik.images.reference import ArchiveReference, RegistryReference, is_digest, parse_reference
-from rik.images.source import Layer, Resolved, verified_part
-
-_MAX_LISTED_NAMES = 20
+from rik.images.errors import ImageInvalid, ImageNotFound
+from rik.images.files import read_small
+from rik.images.manifest import MAX_JSON_BYTES, MAX_LAYERS, decode
+from rik.images.reference import RegistryReference, is_digest, parse_reference
+from rik.images.source import FileSource, Layer, Resolved, listed
 
 
 class _Entry(msgspec.Struct, rename="pascal"):
@@ -29,27 +24,8 @@ class _Entry(msgspec.Struct, rename="pascal"):
     repo_tags: list[str] | None = None
 
 
-class DockerArchive:
+class DockerArchive(FileSource):
     """The image `reference` names in the archive that `files` holds."""
-
-    step = "unpack"
-
-    def __init__(self, reference: ArchiveReference, files: Files, wanted: Platform) -> None:
-        self._reference = reference
-        self._files = files
-        self._wanted = wanted
-
-    async def resolve(self) -> Resolved:
-        try:
-            return await trio.to_thread.run_sync(self._resolve, abandon_on_cancel=True)
-        except OSError as error:
-            raise ImagePullFailed(f"{self._reference} cannot be read: {error.strerror or error}") from error
-
-    def open_layer(self, layer: Layer) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        def open_part() -> Part:
-            return self._files.open(layer.name)
-
-        return verified_part(open_part, layer, str(self._reference))
 
     def _resolve(self) -> Resolved:
         entry = self._entry()
@@ -60,6 +36,9 @@ class DockerArchive:
         # As with Docker, such an image is known by the digest of its config: the archive holds no manifest in the
         # registry's sense.
         return Resolved(f"sha256:{hashlib.sha256(config).hexdigest()}", config, layers)
+
+    def _path(self, layer: Layer) -> str:
+        return layer.name
 
     def _entry(self) -> _Entry:
         where = f"{self._reference}: manifest.json"
@@ -117,7 +96,4 @@ def _full_name(text: str) -> str | None:
 
 
 def _listed(names: list[str]) -> str:
-    if not names:
-        return "its images have no names"
-    more = f" and {len(names) - _MAX_LISTED_NAMES} more" if len(names) > _MAX_LISTED_NAMES else ""
-    return f"it has {', '.join(f'`{name[:100]}`' for name in names[:_MAX_LISTED_NAMES])}{more}"
+    return listed(names) if names else "its images have no names"

@@ -2,51 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager
-
-import trio
-
-from rik.images.errors import ImageInvalid, ImageNotFound, ImagePullFailed
-from rik.images.files import Files, Part, read_small
+from rik.images.errors import ImageInvalid, ImageNotFound
+from rik.images.files import read_small
 from rik.images.manifest import (
     INDEX_TYPES,
     MAX_INDEX_DEPTH,
     MAX_JSON_BYTES,
     Descriptor,
-    Platform,
     choose,
     decode,
     read_index,
     read_manifest,
 )
-from rik.images.reference import DEFAULT_TAG, ArchiveReference, LayoutReference
-from rik.images.source import Digest, Layer, Resolved, verified_part
-
-_MAX_LISTED_TAGS = 20
+from rik.images.reference import DEFAULT_TAG
+from rik.images.source import Digest, FileSource, Layer, Resolved, listed
 
 
-class OciLayout:
+class OciLayout(FileSource):
     """The image `reference` names in the layout that `files` holds."""
-
-    step = "unpack"
-
-    def __init__(self, reference: LayoutReference | ArchiveReference, files: Files, wanted: Platform) -> None:
-        self._reference = reference
-        self._files = files
-        self._wanted = wanted
-
-    async def resolve(self) -> Resolved:
-        try:
-            return await trio.to_thread.run_sync(self._resolve, abandon_on_cancel=True)
-        except OSError as error:
-            raise ImagePullFailed(f"{self._reference} cannot be read: {error.strerror or error}") from error
-
-    def open_layer(self, layer: Layer) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        def open_part() -> Part:
-            return self._files.open(_blob_path(layer.digest))
-
-        return verified_part(open_part, layer, str(self._reference))
 
     def _resolve(self) -> Resolved:
         descriptor = self._entry()
@@ -62,6 +35,9 @@ class OciLayout:
         config = self._blob(manifest.config, "the config")
         layers = tuple(Layer(blob.digest, blob.size, blob.digest) for blob in manifest.layers)
         return Resolved(descriptor.digest, config, layers)
+
+    def _path(self, layer: Layer) -> str:
+        return _blob_path(layer.digest)
 
     def _entry(self) -> Descriptor:
         where = f"{self._reference}: index.json"
@@ -108,7 +84,4 @@ def _blob_path(digest: str) -> str:
 
 
 def _listed(tags: list[str]) -> str:
-    if not tags:
-        return "it has no tags at all"
-    more = f" and {len(tags) - _MAX_LISTED_TAGS} more" if len(tags) > _MAX_LISTED_TAGS else ""
-    return f"it has {', '.join(f'`{tag[:100]}`' for tag in tags[:_MAX_LISTED_TAGS])}{more}"
+    return listed(tags) if tags else "it has no tags at all"

@@ -1,33 +1,26 @@
-"""Where an image's parts come from: what the layer store asks of every kind of reference.
+"""Where an image's parts come from: what the layer store asks of every kind of reference, and what the kinds share.
 
-A source is cheap to make and to throw away; nothing is kept open between two calls. The registry client will be one
-more.
+A source is cheap to make and to throw away; nothing is kept open between two calls.
 """
 
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
-from pathlib import Path
 from typing import Protocol
 
 import msgspec
 import trio
 
 from rik.images.errors import ImageInvalid, ImagePullFailed
-from rik.images.files import ArchiveFiles, DirectoryFiles, Files, Part, locate
+from rik.images.files import Files, Part
 from rik.images.manifest import Platform
-from rik.images.reference import (
-    ArchiveReference,
-    HostReference,
-    LayoutReference,
-    Reference,
-    RegistryReference,
-    familiar,
-)
+from rik.images.reference import ArchiveReference, LayoutReference
 
 READ_BYTES = 1 << 20  # large enough that a thread's round trip (110 µs) does not count
+_MAX_LISTED_NAMES = 20
 
 
 class Layer(msgspec.Struct, frozen=True):
@@ -61,37 +54,44 @@ class Source(Protocol):
         ...
 
 
-async def open_source(reference: Reference, wanted: Platform, allow_dirs: Sequence[Path] | None) -> Source:
-    """The source for a reference. Raises ImageError; for a registry always, until there is a client for them."""
-    from rik.images.docker_archive import DockerArchive
-    from rik.images.layout import OciLayout
+class FileSource(ABC):
+    """The image `reference` names among `files`: a source whose parts lie on this host."""
 
-    if isinstance(reference, RegistryReference):
-        raise ImagePullFailed(
-            f"{familiar(reference)} cannot be pulled from {reference.registry}: RIK does not pull from registries yet",
-            next_step="use `oci:DIR`, `oci-archive:FILE` or `docker-archive:FILE`, which skopeo and docker save "
-            "write, or `host`",
-        )
-    if isinstance(reference, HostReference):
-        raise ValueError("`host` has no layers")
-    files = await trio.to_thread.run_sync(_open_files, reference, allow_dirs, abandon_on_cancel=True)
-    if isinstance(reference, ArchiveReference) and reference.format == "docker":
-        return DockerArchive(reference, files, wanted)
-    return OciLayout(reference, files, wanted)
+    step = "unpack"
+
+    def __init__(self, reference: LayoutReference | ArchiveReference, files: Files, wanted: Platform) -> None:
+        self._reference = reference
+        self._files = files
+        self._wanted = wanted
+
+    async def resolve(self) -> Resolved:
+        try:
+            return await trio.to_thread.run_sync(self._resolve, abandon_on_cancel=True)
+        except OSError as error:
+            raise ImagePullFailed(f"{self._reference} cannot be read: {error.strerror or error}") from error
+
+    def open_layer(self, layer: Layer) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        return _verified_part(lambda: self._files.open(self._path(layer)), layer, str(self._reference))
+
+    @abstractmethod
+    def _resolve(self) -> Resolved:
+        """In a thread; what OSError it raises is translated."""
+
+    @abstractmethod
+    def _path(self, layer: Layer) -> str:
+        """The layer's name among the files."""
 
 
-def _open_files(reference: LayoutReference | ArchiveReference, allow_dirs: Sequence[Path] | None) -> Files:
-    try:
-        path = locate(reference, allow_dirs)
-        if isinstance(reference, LayoutReference):
-            return DirectoryFiles(reference, path)
-        return ArchiveFiles(reference, path)
-    except OSError as error:
-        raise ImagePullFailed(f"{reference} cannot be read: {error.strerror or error}") from error
+def listed(names: Sequence[str]) -> str:
+    """What there is to choose from; long names and long lists are cut short."""
+    more = f" and {len(names) - _MAX_LISTED_NAMES} more" if len(names) > _MAX_LISTED_NAMES else ""
+    return f"it has {', '.join(f'`{name[:100]}`' for name in names[:_MAX_LISTED_NAMES])}{more}"
 
 
 @asynccontextmanager
-async def verified_part(open_part: Callable[[], Part], layer: Layer, where: str) -> AsyncIterator[AsyncIterator[bytes]]:
+async def _verified_part(
+    open_part: Callable[[], Part], layer: Layer, where: str
+) -> AsyncIterator[AsyncIterator[bytes]]:
     """The bytes of a local file, read and hashed in threads; its size and digest are checked at the end."""
     try:
         part = await trio.to_thread.run_sync(open_part)

@@ -28,7 +28,8 @@ from rik.images.errors import ImageError, ImageInvalid, ImagePullFailed
 from rik.images.locks import exclusive, is_locked, remove_if_free, try_lock
 from rik.images.manifest import ImageConfig, Platform, chain_ids, read_config, this_platform
 from rik.images.reference import Reference
-from rik.images.source import Layer, Source, open_source
+from rik.images.source import Layer, Source
+from rik.images.opening import open_source
 from rik.images.unpack import Limits, Unpacked, check_totals, remove_tree, unpack
 from rik.linux.idmap import IdMap, Unavailable
 from rik.model.node import HostResource
@@ -57,6 +58,29 @@ class _Record(msgspec.Struct, frozen=True):
     config: ImageConfig
     keys: tuple[str, ...]
     size_bytes: int
+
+
+class _Wanted(msgspec.Struct, frozen=True):
+    """One layer of an image: `keys` are those of the layers up to this one, lowest first; `where` names the image."""
+
+    source: Source
+    layer: Layer
+    diff_id: str
+    keys: tuple[str, ...]
+    where: str
+
+    @property
+    def key(self) -> str:
+        return self.keys[-1]
+
+    @property
+    def below(self) -> tuple[str, ...]:
+        """Highest first, as overlays are mounted."""
+        return self.keys[-2::-1]
+
+    @property
+    def what(self) -> str:
+        return f"{self.where}: the layer {self.layer.name}"
 
 
 class _Flight:
@@ -124,7 +148,8 @@ class ImageStore:
 
             listen(0)
             limits = check_totals(unpacked, self._limits, where)
-            made = await self._layer(source, layer, diff_ids[index], keys[: index + 1], limits, where, listen)
+            wanted = _Wanted(source, layer, diff_ids[index], keys[: index + 1], where)
+            made = await self._layer(wanted, limits, listen)
             unpacked.append(made)
             done += layer.size
         check_totals(unpacked, self._limits, where)
@@ -160,17 +185,8 @@ class ImageStore:
 
     # -- one layer -----------------------------------------------------------------------------------------------------
 
-    async def _layer(
-        self,
-        source: Source,
-        layer: Layer,
-        diff_id: str,
-        keys: tuple[str, ...],
-        limits: Limits,
-        where: str,
-        listen: Callable[[int], None],
-    ) -> Unpacked:
-        key = keys[-1]
+    async def _layer(self, wanted: _Wanted, limits: Limits, listen: Callable[[int], None]) -> Unpacked:
+        key = wanted.key
         flight = self._flights.setdefault(key, _Flight())
         flight.listeners.append(listen)
         try:
@@ -181,7 +197,7 @@ class ImageStore:
                 if there is not None:
                     return there
                 try:
-                    return await self._make(source, layer, diff_id, keys, limits, where, flight)
+                    return await self._make(wanted, limits, flight)
                 except ImageError as error:
                     flight.error = error
                     raise
@@ -190,17 +206,8 @@ class ImageStore:
             if (flight.error is not None or not flight.listeners) and self._flights.get(key) is flight:
                 del self._flights[key]
 
-    async def _make(
-        self,
-        source: Source,
-        layer: Layer,
-        diff_id: str,
-        keys: tuple[str, ...],
-        limits: Limits,
-        where: str,
-        flight: _Flight,
-    ) -> Unpacked:
-        what = f"{where}: the layer {layer.name}"
+    async def _make(self, wanted: _Wanted, limits: Limits, flight: _Flight) -> Unpacked:
+        what, diff_id, key = wanted.what, wanted.diff_id, wanted.key
         done = 0
 
         def read(count: int) -> None:
@@ -209,8 +216,7 @@ class ImageStore:
             for listener in list(flight.listeners):
                 listener(done)
 
-        key = keys[-1]
-        lower = [self._layers / name / "fs" for name in reversed(keys[:-1])]
+        lower = [self._layers / name / "fs" for name in wanted.below]
         try:
             for folder in (self.directory, self._layers, self._records):
                 folder.mkdir(mode=0o700, exist_ok=True)
@@ -221,7 +227,7 @@ class ImageStore:
                 async with self._temporary() as (folder, lock_fd):
                     target = folder / "fs"
                     target.mkdir(mode=0o755)
-                    async with self._unpacking, source.open_layer(layer) as chunks:
+                    async with self._unpacking, wanted.source.open_layer(wanted.layer) as chunks:
                         made = await unpack(
                             chunks,
                             target,
@@ -243,9 +249,8 @@ class ImageStore:
     @asynccontextmanager
     async def _temporary(self) -> AsyncIterator[tuple[Path, int]]:
         """A new directory whose lock is held; removed again unless it was renamed."""
-        async with exclusive(
-            self.directory / "lock", keep=True
-        ):  # no sweep sees it between being made and being locked
+        # No sweep sees it between being made and being locked.
+        async with exclusive(self.directory / "lock", keep=True):
             path = self._layers / (self._prefix + secrets.token_hex(4))
             path.mkdir(mode=0o700)
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
