@@ -27,9 +27,9 @@ from rik.images.confined import Owners
 from rik.images.errors import ImageError, ImageInvalid, ImagePullFailed
 from rik.images.locks import exclusive, is_locked, remove_if_free, try_lock
 from rik.images.manifest import ImageConfig, Platform, chain_ids, read_config, this_platform
+from rik.images.opening import open_source
 from rik.images.reference import Reference
 from rik.images.source import Layer, Source
-from rik.images.opening import open_source
 from rik.images.unpack import Limits, Unpacked, check_totals, remove_tree, unpack
 from rik.linux.idmap import IdMap, Unavailable
 from rik.model.node import HostResource

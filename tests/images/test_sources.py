@@ -16,9 +16,9 @@ import trio
 
 from rik.images.errors import ImageError, ImageUnauthorized
 from rik.images.manifest import Platform, read_config, this_platform
+from rik.images.opening import open_source
 from rik.images.reference import parse_reference
 from rik.images.source import Resolved
-from rik.images.opening import open_source
 from tests.conftest import Require
 from tests.images.build import (
     CONFIG,
