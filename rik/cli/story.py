@@ -137,7 +137,8 @@ def port_place(port: Record, server_host: str = "127.0.0.1") -> str:
 
 def port_line(port: Record, server_host: str = "127.0.0.1") -> str:
     """`http://127.0.0.1:18080 -> 8080/TCP (NodePort)`."""
-    place = port_place(port, server_host) if port.get("port") or port.get("address") else "(not chosen yet)"
+    known = port.get("port") or port.get("address") or str(port.get("type")) == "ClusterIP"
+    place = port_place(port, server_host) if known else "(not chosen yet)"
     return f"{place} -> {port.get('targetPort')}/{port.get('protocol', 'TCP')} ({port.get('type', 'NodePort')})"
 
 

@@ -48,6 +48,32 @@ def test_records(directory: int, tmp_path: Path) -> None:
     assert len(stamp) == len("2026-01-01T00:00:00.000000Z")
 
 
+def test_the_beginning_of_a_line_can_be_flushed(directory: int, tmp_path: Path) -> None:
+    """What has no end yet is written as a part, once; its line goes on in the next record."""
+    writer = LogWriter(directory, "a")
+    writer.feed("stdout", b"one\nname: ")
+    assert writer.holding
+    writer.flush()
+    writer.flush()
+    assert not writer.holding
+    writer.feed("stdout", b"rik\n")
+    writer.close()
+    assert _records(tmp_path / "a.log") == [
+        ("stdout", "F", "one"),
+        ("stdout", "P", "name: "),
+        ("stdout", "F", "rik"),
+    ]
+
+
+@needs_pods
+async def test_a_prompt_can_be_read(bench: Bench) -> None:
+    """Output without a newline is in the log while its container lives."""
+    pod, _ = await bench.start(script("a", "printf 'name: '; sleep 1000"))
+    with trio.fail_after(10):
+        while [line.line for line in await bench.lines(pod)] != ["name: "]:
+            await trio.sleep(0.1)
+
+
 def test_long_lines_are_cut(directory: int, tmp_path: Path) -> None:
     """A mebibyte without a newline is cut into records that together are the line, and is never held in memory."""
     line = bytes(range(33, 127)) * 11_200

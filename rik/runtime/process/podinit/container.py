@@ -11,7 +11,7 @@ import socket
 from rik.linux import cgroups, syscalls
 from rik.runtime.process.podinit import minit
 from rik.runtime.process.podinit.logs import LogWriter
-from rik.runtime.process.podinit.loop import READ, Loop
+from rik.runtime.process.podinit.loop import READ, Loop, Timer
 from rik.runtime.process.podinit.records import now_ms
 from rik.runtime.process.podinit.spawning import fork_through_helper
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     Listener = Callable[[int, bytes], None]  # (1 stdout or 2 stderr, data); b"" is the end
 
 CHUNK_BYTES = 65_536
+HELD_S = 0.5  # how long the beginning of a line waits for its end before it can be read without one
 DRAIN_S = 2.0  # a process outside of the pid namespace may hold a pipe open: then its rest is not waited for
 _STREAMS = {1: "stdout", 2: "stderr"}
 
@@ -60,6 +61,7 @@ class Container:
         self._pod = pod
         self._loop = loop
         self._log = log
+        self._flush: Timer | None = None
         self._channel: socket.socket | None = None
         self._outputs: dict[int, int] = {}  # descriptor: 1 or 2
         self._reaped: int | None = None
@@ -181,11 +183,17 @@ class Container:
             data = b""
         if data:
             self._log.feed(_STREAMS[number], data)
+            if self._flush is None and self._log.holding:
+                self._flush = self._loop.after(HELD_S, self._flush_log)
             for listener in list(self.listeners):
                 listener(number, data)
         else:
             self._close_output(fd)
             self._end_if_over()
+
+    def _flush_log(self) -> None:
+        self._flush = None
+        self._log.flush()
 
     def _close_output(self, fd: int) -> None:
         self._loop.forget(fd)
@@ -285,6 +293,8 @@ class Container:
         for fd in (*self.namespaces, *self.held.cgroup_procs, self.held.directory):
             os.close(fd)
         self.namespaces, self.held.cgroup_procs = [], []
+        if self._flush is not None:
+            self._flush.cancel()
         self._log.close()
         for listener in list(self.listeners):
             listener(1, b"")

@@ -57,6 +57,18 @@ class LogWriter:
             records.append(b"")
             self._write(b"\n".join(records))
 
+    @property
+    def holding(self) -> bool:
+        """Whether a line has begun whose end has not come."""
+        return any(self._partial.values())
+
+    def flush(self) -> None:
+        """Writes such beginnings, so that they can be read; their lines go on in the next records."""
+        for stream, rest in self._partial.items():
+            if rest:
+                self._write(f"{self._now()} {stream} P ".encode() + rest + b"\n")
+                self._partial[stream] = b""
+
     def note(self, text: str) -> None:
         """A line of RIK's own."""
         self._write(f"{self._now()} rik F {text}\n".encode("utf-8", "replace"))
