@@ -88,8 +88,20 @@ def _read_config(ctx: click.Context, _param: click.Parameter, value: str | None)
             near = get_close_matches(key, [name for name in known if name], n=1)
             hint = f", did you mean `{near[0].replace('_', '-')}`?" if near else ""
             raise click.BadParameter(f"{value}: `{key}` is no option of `rik serve`{hint}")
-    ctx.default_map = {**defaults, **(ctx.default_map or {})}
+    several = {parameter.name for parameter in ctx.command.params if getattr(parameter, "multiple", False)}
+    given = {key: _as_option(item, several=key in several) for key, item in defaults.items()}
+    ctx.default_map = {**given, **(ctx.default_map or {})}
     return value
+
+
+def _as_option(item: Any, *, several: bool) -> Any:
+    """A value of the file as the flag would have it: `label: {a: b}` and `label: a=b` are `label: [a=b]`, and
+    `roles: [api, worker]` is `roles: api,worker`."""
+    if isinstance(item, dict):
+        item = [f"{key}={value}" for key, value in item.items()]
+    if several:
+        return item if isinstance(item, list) else [item]
+    return ",".join(map(str, item)) if isinstance(item, list) else item
 
 
 def _is_loopback(host: str) -> bool:
@@ -113,6 +125,7 @@ def _is_loopback(host: str) -> bool:
 @click.option("--publish-address", default=None, help="Where published ports listen. [default: all; demo: loopback]")
 @click.option("--placement", type=click.Choice(["spread", "binpack"]), default="spread", help="How nodes are chosen.")
 @click.option("--allow-dir", multiple=True, type=click.Path(path_type=Path), help="`oci:`, archives may be read here.")
+@click.option("--allow-host", multiple=True, metavar="NAME", help="A further name that clients call this server by.")
 @click.option("--insecure", is_flag=True, help="Listen beyond loopback without TLS and credentials.")
 @click.option("--unsafe-plain", is_flag=True, help="Without user namespaces: run pods unisolated.")
 @click.option("--stop-instances", is_flag=True, help="Stop every instance before ending.")
@@ -177,7 +190,7 @@ def make_settings(options: dict[str, Any]) -> Settings:
             bind_to_process=demo,
             log_retention_bytes=options["log_retention"],
         ),
-        api=ApiSettings(host=host, port=port),
+        api=ApiSettings(host=host, port=port, allowed_hosts=tuple(options["allow_host"])),
     )
 
 
