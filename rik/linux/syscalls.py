@@ -249,8 +249,3 @@ def set_capabilities(effective: int, permitted: int, inheritable: int) -> None:
     low = (value & 0xFFFFFFFF for value in (effective, permitted, inheritable))
     high = (value >> 32 for value in (effective, permitted, inheritable))
     _check(_libc.capset(header, struct.pack("6I", *low, *high)), "capset")
-
-
-def has_capability(capability: int) -> bool:
-    """Whether ``capability`` is in this thread's effective set."""
-    return bool(_capabilities()[0] >> capability & 1)

@@ -8,6 +8,7 @@ instance alone."""
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable, Callable
 
 import trio
 from msgspec.structs import replace
@@ -34,10 +35,8 @@ REPUBLISH_S = 5.0
 
 
 class Supervisor:
-    """`settled` is set once it runs or has ended, `ended` with
-    its final report; `over` is true when nothing of it is left to be done, `forgettable` when the scheduler knows its
-    end.
-    """
+    """`settled` is set once it runs or has ended, `ended` with its final report; `over` is true when nothing of it is
+    left to be done, `forgettable` when the scheduler knows its end."""
 
     def __init__(self, site: Site, runtime: Runtime, entry: Entry) -> None:
         self.runtime = runtime
@@ -258,16 +257,24 @@ class Supervisor:
     async def _stop(self) -> None:
         grace_s = self._pod.spec.stop_grace_s
         limit_s = grace_s + self._site.settings.destroy_s + STOP_MARGIN_S
+        await self._try(lambda: self.runtime.stop(self.uid, grace_s), limit_s, "it could not be stopped")
+
+    async def _remove_once(self) -> None:
+        limit_s = self._site.settings.destroy_s
+        await self._try(lambda: self.runtime.remove(self.uid), limit_s, "its remains could not be removed")
+
+    async def _try(self, verb: Callable[[], Awaitable[None]], limit_s: float, failing: str) -> None:
+        """What keeps it from being done is left in `_remains`; `failing` begins the sentence."""
         try:
             with trio.move_on_after(limit_s) as limit:
-                await self.runtime.stop(self.uid, grace_s)
+                await verb()
             if limit.cancelled_caught:
-                self._remains = f"it did not stop within {seconds(limit_s)}"
+                self._remains = f"{failing} within {seconds(limit_s)}"
         except InstanceFailure as failure:
             self._remains = str(failure)
         except Exception as fault:
-            log.exception("instance %s could not be stopped", self.uid)
-            self._remains = f"it could not be stopped: {fault_text(fault)}"
+            log.exception("instance %s: %s", self.uid, failing)
+            self._remains = f"{failing}: {fault_text(fault)}"
 
     def _end(self, ending: Ending) -> None:
         if not self._remains:
@@ -298,18 +305,6 @@ class Supervisor:
                 await self._remove_once()
             if not self._remains:
                 log.info("instance %s (%s) is gone at last", self._pod.assignment.name, self.uid)
-
-    async def _remove_once(self) -> None:
-        try:
-            with trio.move_on_after(self._site.settings.destroy_s) as limit:
-                await self.runtime.remove(self.uid)
-            if limit.cancelled_caught:
-                self._remains = f"its remains could not be removed within {seconds(self._site.settings.destroy_s)}"
-        except InstanceFailure as failure:
-            self._remains = str(failure)
-        except Exception as fault:
-            log.exception("instance %s could not be removed", self.uid)
-            self._remains = f"its remains could not be removed: {fault_text(fault)}"
 
     # --- ports -------------------------------------------------------------------------------------------------------
 

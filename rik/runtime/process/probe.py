@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import secrets
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import trio
 
 from rik.errors import InstanceFailure
 from rik.messages import Assignment
-from rik.runtime.base import Pod
-
-if TYPE_CHECKING:
-    from rik.runtime.process.runtime import ProcessRuntime
+from rik.runtime.base import Pod, Runtime
 
 PREFIX = "probe-"
 DEADLINE_S = 20.0
 
 
-async def try_for_real(runtime: ProcessRuntime) -> str:
-    """Runs `true` on the image `host`; returns "" when that went well, else what went wrong. Leaves nothing."""
+async def try_for_real(runtime: Runtime, forget_logs: Callable[[str], None]) -> str:
+    """Runs `true` on the image `host`; returns "" when that went well, else what went wrong.
+
+    Leaves nothing: `forget_logs(uid)`, called in a thread, removes what outlives an instance.
+    """
     spec = {"containers": [{"name": "probe", "image": "host", "command": ["true"]}]}
     uid = PREFIX + secrets.token_hex(5)
     pod = Pod.of(Assignment(uid, "probe", "", "", "Pod", spec, 0, ""))
@@ -36,7 +36,7 @@ async def try_for_real(runtime: ProcessRuntime) -> str:
         with trio.CancelScope(shield=True), trio.move_on_after(DEADLINE_S):
             try:
                 # Its directory goes last: while it is there the sweep knows that there may be logs, too.
-                await trio.to_thread.run_sync(runtime.layout.forget_logs, uid)
+                await trio.to_thread.run_sync(forget_logs, uid)
                 await runtime.remove(uid)
             except InstanceFailure as failure:
                 problem = problem or str(failure)

@@ -107,11 +107,11 @@ class ProcessRuntime:
         if isinstance(self._idmap, Unavailable) and not self._unsafe_plain:
             limits["network"] = self._idmap.reason
             return Capability(self.name, False, f"{self._idmap.reason} ({self._idmap.next_step})", (POD,), limits)
-        problem = await try_for_real(self)
+        problem = await try_for_real(self, self.layout.forget_logs)
         if problem and self._unsafe_plain and isinstance(self._idmap, IdMap):
             # There are user namespaces, but what a pod needs beside them is forbidden (a masked /proc, say).
             self._idmap = Unavailable(problem, "")
-            problem = await try_for_real(self)
+            problem = await try_for_real(self, self.layout.forget_logs)
         limits["network"] = True if isinstance(self._idmap, IdMap) else "pods run plainly, in the host's network"
         if problem:
             return Capability(self.name, False, problem, (POD,), limits)

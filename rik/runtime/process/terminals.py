@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import struct
 import termios
 from typing import Any
@@ -175,8 +174,3 @@ def _resize(file: trio.lowlevel.FdStream, text: bytes) -> None:
         fcntl.ioctl(file.fileno(), termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
     except (ValueError, KeyError, TypeError, OSError):  # no terminal, or no size
         return
-
-
-def close_all(fds: list[int]) -> None:
-    for fd in fds:
-        os.close(fd)
