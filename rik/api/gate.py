@@ -39,7 +39,7 @@ class Gate:
                 403,
                 f"the Host {host[:200]!r} is not a name of this server",
                 reason="UnknownHost",
-                next_step="ask by its address, or have the server allow that name",
+                next_step="ask by its address, or start the server with --allow-host and that name",
             )
         for origin in origins:
             if not self._knows_origin(origin.decode("latin1").strip().lower(), host, scope["scheme"]):

@@ -19,7 +19,7 @@ from rik.cli.command import (
     plural,
 )
 from rik.cli.get import INSTANCE_COLUMNS, find
-from rik.cli.output import Column, aligned, clean, paint, paint_status, say, write_exactly, write_yaml
+from rik.cli.output import Column, aligned, clean, paint, paint_status, say, write_document
 from rik.cli.spelling import spelled
 from rik.cli.story import ending, is_final, port_line, progress_phrase, tail_lines
 
@@ -51,13 +51,9 @@ def describe_instance(name: str, style: str) -> None:
     """Where an instance stands and how it came there; the post-mortem of one that is gone."""
     client = connect()
     answer = client.get("instances.get", name)
-    if style == "json":
-        write_exactly(answer.body)
+    if write_document(answer, style):
         return
     record = answer.json()
-    if style == "yaml":
-        write_yaml(record)
-        return
     uid = str(record.get("uid") or name)
     listed = client.get("instances.list", query={"workload": record.get("workload_id")}).json()
     post_mortem = not any(entry["value"].get("uid") == uid for entry in listed)
@@ -73,13 +69,9 @@ def describe_workload(name: str, style: str) -> None:
     """A workload's definition and its instances."""
     client = connect()
     answer = find(client, "workloads.list", name, "workload")
-    if style == "json":
-        write_exactly(answer.body)
+    if write_document(answer, style):
         return
     entry = answer.json()
-    if style == "yaml":
-        write_yaml(entry)
-        return
     instances = (client.get("workloads.instances", entry["id"]).json() or {}).get("instances") or []
     for line in workload_lines(entry, instances):
         say(line)
@@ -92,13 +84,9 @@ def describe_node(name: str, style: str) -> None:
     """What a node has, what it can do, why it cannot do the rest, and what runs on it."""
     client = connect()
     answer = client.get("nodes.get", name)
-    if style == "json":
-        write_exactly(answer.body)
+    if write_document(answer, style):
         return
     node = answer.json()
-    if style == "yaml":
-        write_yaml(node)
-        return
     entries = client.get("instances.list", query={"node": node["name"]}).json()
     for line in node_lines(node, [entry["value"] for entry in entries]):
         say(line)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from rik.cli.command import ClientCommand, connect, format_option, instance_argument
-from rik.cli.output import Column, clean, paint_status, say, write_exactly, write_table, write_yaml
+from rik.cli.output import Column, clean, paint_status, say, write_document, write_table
 from rik.cli.spelling import spelled
 from rik.cli.story import FINAL
 
@@ -22,13 +22,9 @@ COLUMNS = (
 def explain(instance: str, style: str) -> None:
     """Why an instance is where it is, or has no place yet, and what every node says to it now."""
     answer = connect().get("instances.explain", instance)
-    if style == "json":
-        write_exactly(answer.body)
+    if write_document(answer, style):
         return
     told = answer.json()
-    if style == "yaml":
-        write_yaml(told)
-        return
     where = f" on {told['node']}" if told.get("node") else ""
     say(f"{clean(told.get('instance'))}: {paint_status(str(told.get('status')))}{clean(where)}")
     if told.get("decision"):

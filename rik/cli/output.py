@@ -100,19 +100,24 @@ def write_exactly(body: bytes) -> None:
     sys.stdout.buffer.flush()
 
 
-def write_yaml(document: Any) -> None:
+def _write_yaml(document: Any) -> None:
     import yaml
 
     click.echo(yaml.safe_dump(document, sort_keys=False, allow_unicode=True, default_flow_style=False), nl=False)
 
 
-def show(answer: Answer, style: str, rows: Callable[[Any], Sequence[Any]], columns: Sequence[Column]) -> None:
-    """The answer in one of FORMATS; `rows` takes the table's rows out of the decoded answer."""
+def write_document(answer: Answer, style: str) -> bool:
+    """The answer as json or yaml; False, and nothing written, when it is to be told in another way."""
     if style == "json":
         write_exactly(answer.body)
     elif style == "yaml":
-        write_yaml(answer.json())
-    else:
+        _write_yaml(answer.json())
+    return style in ("json", "yaml")
+
+
+def show(answer: Answer, style: str, rows: Callable[[Any], Sequence[Any]], columns: Sequence[Column]) -> None:
+    """The answer in one of FORMATS; `rows` takes the table's rows out of the decoded answer."""
+    if not write_document(answer, style):
         write_table(columns, rows(answer.json()), wide=style == "wide")
 
 

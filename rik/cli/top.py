@@ -11,7 +11,7 @@ from rik.cli.client import Client
 from rik.cli.command import ResourceGroup, connect
 from rik.cli.errors import RequestRefused
 from rik.cli.get import values
-from rik.cli.output import Column, note, say, write_exactly, write_table
+from rik.cli.output import Column, note, say, show, write_exactly, write_table
 
 style_option = click.option(
     "-o", "--output", "style", type=click.Choice(["table", "json"]), default="table", help="How to print it."
@@ -50,11 +50,7 @@ def top() -> None:
 @style_option
 def top_nodes(style: str) -> None:
     """Each node's processors, memory and disk."""
-    answer = connect().get("nodes.list")
-    if style == "json":
-        write_exactly(answer.body)
-        return
-    write_table(NODE_COLUMNS, values(answer.json()))
+    show(connect().get("nodes.list"), style, values, NODE_COLUMNS)
 
 
 @top.command("instances")
