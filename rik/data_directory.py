@@ -6,12 +6,14 @@ import fcntl
 import json
 import os
 import secrets
+import stat
 from pathlib import Path
 
 from rik.errors import StartupError
 
 HOST_FILE = "host.json"
 LOCK_FILE = "lock"
+HOST_FILE_BYTES = 4_096
 
 
 class DataDirectory:
@@ -59,19 +61,32 @@ class DataDirectory:
 def read_host_id(path: Path) -> str:
     """The host id kept in a data directory, "" when there is none yet. Raises StartupError when it is damaged."""
     try:
-        text = (path / HOST_FILE).read_text()
-    except FileNotFoundError:
-        return ""
-    try:
-        host_id = json.loads(text)["host_id"]
+        data = _read_regular(path / HOST_FILE)
+        if data is None:
+            return ""
+        host_id = json.loads(data)["host_id"]
         if not (isinstance(host_id, str) and len(host_id) == 8 and set(host_id) <= set("0123456789abcdef")):
             raise ValueError(f"host_id is {host_id!r}")
-    except (ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise StartupError(f"cannot read {path / HOST_FILE}: {error.strerror or error}") from None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise StartupError(
             f"{path / HOST_FILE} is damaged: {error}",
             next_step="restore it: it names what this host owns; `rik-ID` is in the names of its cgroups and sockets",
         ) from None
     return host_id
+
+
+def _read_regular(path: Path) -> bytes | None:
+    """The beginning of a small file, None when there is none; what is no regular file (a FIFO blocks) is damage."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    with open(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise ValueError("it is no regular file")
+        return file.read(HOST_FILE_BYTES)
 
 
 def _make_host_id(path: Path) -> str:
