@@ -217,8 +217,12 @@ class Service:
     # --- events, nodes, cluster ---
 
     async def list_events(self, name_or_uid: str, since: int, limit: int | None) -> Sequence[RecordedEvent]:
-        """Without a limit the latest `MAX_EVENTS`; after a revision many more, so that who polls misses none."""
-        uid = (await self.find_instance(name_or_uid)).uid if name_or_uid else ""
+        """Without a limit the latest `MAX_EVENTS`; after a revision many more, so that who polls misses none. It is a
+        list like the others: an instance that never was has no events."""
+        try:
+            uid = (await self.find_instance(name_or_uid)).uid if name_or_uid else ""
+        except NotFound:
+            return []
         bound = limit or (MAX_EVENTS_SINCE if since else MAX_EVENTS)
         return await self.store.events(uid=uid, since=since, limit=bound)
 

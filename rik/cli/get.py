@@ -161,6 +161,8 @@ def get_events(instance: str | None, style: str, node: str | None, follow: bool)
     def ask() -> Answer:
         nonlocal seen
         answer = client.get("events.list", query={"instance": instance, "since": seen or None})
+        if instance and not follow and not answer.json():
+            client.get("instances.get", instance)  # a mistyped name is said to be one
         if follow:
             seen = max((event["revision"] for event in answer.json()), default=seen)
         return kept(answer, lambda event: event.get("node") == node) if node else answer
