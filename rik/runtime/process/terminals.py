@@ -18,6 +18,7 @@ from rik.link.base import LinkClosed, Stream
 from rik.messages import Exec
 from rik.model.instance import Reason
 from rik.runtime.process.channel import Channel, Gone, Refusal
+from rik.runtime.process.supervision import ANSWER_S
 
 STDIN, STDOUT, STDERR, CONTROL = b"\0", b"\1", b"\2", b"\3"
 FRAME_BYTES = 32_768
@@ -51,10 +52,7 @@ def exec_request(request: Exec) -> dict[str, Any]:
 async def serve_exec(channel: Channel, request: Exec, stream: Stream) -> None:
     """Raises InstanceFailure when the command could not be executed; returns when it has exited (and that was told) or
     the stream was closed. The supervisor kills what still runs when the channel is closed."""
-    try:
-        message, fds = await channel.message()
-    except Refusal as error:
-        raise refused(error) from None
+    message, fds = await _first_answer(channel)
     if "failed" in message:
         raise InstanceFailure(message["failed"]["reason"], message["failed"]["message"])
     files = [trio.lowlevel.FdStream(fd) for fd in fds]
@@ -66,6 +64,17 @@ async def serve_exec(channel: Channel, request: Exec, stream: Stream) -> None:
     finally:
         for file in files:
             file.close()
+
+
+async def _first_answer(channel: Channel) -> tuple[dict[str, Any], list[int]]:
+    try:
+        with trio.fail_after(ANSWER_S):
+            return await channel.message()
+    except Refusal as error:
+        raise refused(error) from None
+    except trio.TooSlowError:
+        text = f"the supervisor of the pod does not answer within {ANSWER_S:g} s"
+        raise InstanceFailure(Reason.SUPERVISOR_LOST, text) from None
 
 
 async def _serve(
@@ -111,10 +120,7 @@ async def _serve(
 
 async def serve_attach(channel: Channel, stream: Stream) -> None:
     """Returns when the container has ended (which was told) or the stream was closed."""
-    try:
-        await channel.message()
-    except Refusal as error:
-        raise refused(error) from None
+    await _first_answer(channel)
 
     async def take_input(scope: trio.CancelScope) -> None:
         async for frame in _frames(stream):

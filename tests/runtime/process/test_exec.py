@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 
 import pytest
 import trio
 
 from rik.errors import InstanceFailure
 from rik.messages import Attach, Exec
+from rik.runtime.process import terminals
 
 from .conftest import Bench, Frames, container, script
 
@@ -153,3 +156,19 @@ async def test_detaching_changes_nothing(bench: Bench) -> None:
         await frames.until(lambda: "tick" in frames.text(1))
         frames.hang_up()
     assert (await bench.runtime.observe(pod.uid)).phase == "running"
+
+
+async def test_stuck_supervisor(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the pod's supervisor does not answer, that is said after a while; nobody waits for ever."""
+    monkeypatch.setattr(terminals, "ANSWER_S", 0.5)
+    pod, _ = await bench.start(container("a", "sleep", "60"))
+    record = json.loads((bench.runtime.layout.pod(pod.uid) / "init.json").read_text())
+    os.kill(record["pid"], signal.SIGSTOP)
+    try:
+        with pytest.raises(InstanceFailure, match="does not answer"):
+            await _exec(bench, pod.uid, "true")
+        with pytest.raises(InstanceFailure, match="does not answer"):
+            await bench.runtime.attach(Attach(pod.uid), Frames())
+    finally:
+        os.kill(record["pid"], signal.SIGCONT)
+    assert (await _exec(bench, pod.uid, "echo", "well")).text(1) == "well\n"
