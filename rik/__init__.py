@@ -12,8 +12,11 @@ Reading order, for somebody who is new here:
 4. ``rik/worker/``       one supervising task per instance, with a journal of its own.
 5. ``rik/runtime/``      what runs an instance; ``base.py`` is the contract, ``fake.py`` the simplest answer to it.
 6. ``rik/api/``          HTTP and websockets over a read model of what was committed.
-7. ``rik/host.py``       the one place that knows everybody and wires the roles together.
-8. ``rik/cli/``          the commands; plain HTTP clients, but for ``serve``.
+7. ``rik/store/``        where the state is durable; ``rik/link/`` what carries the messages.
+8. ``rik/images/``       from a reference to layers on disk; ``rik/network/`` published ports; ``rik/linux/`` Linux itself.
+9. ``rik/host.py``       the one place that knows everybody and wires the roles together (``runtimes.py`` makes the
+   runtimes, ``inspection.py`` looks at a host without a server).
+10. ``rik/cli/``          the commands; plain HTTP clients, but for ``serve``.
 
 Imports go one way only (``tests/test_layering.py`` enforces it): ``linux, model, errors, settings`` <- ``messages,
 environment`` <- ``link, store, images, network`` <- ``runtime`` <- ``api | scheduler | worker`` <- ``host`` <- ``cli``.

@@ -23,7 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("rik.messages", "rik.environment"),
     ("rik.link", "rik.store", "rik.images", "rik.network"),
     ("rik.runtime",),
-    ("rik.api", "rik.scheduler", "rik.worker", "rik.web"),
+    ("rik.api", "rik.scheduler", "rik.worker"),
     ("rik.runtimes",),  # these three compose: they alone know several rooms of what stands above
     ("rik.inspection",),
     ("rik.host",),
