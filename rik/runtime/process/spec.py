@@ -45,6 +45,7 @@ def pod_spec(
         "grace_s": pod.spec.stop_grace_s,
         "memory_bytes": pod.spec.resources.memory_bytes,
         "hidden": _hidden(layout),
+        "sockets": sockets_of_the_host(),
         "enforced": enforced,
         "containers": [
             _container(container, pod.uid, name, images.get(container.name), cgroups, layout.host_id, mode)
@@ -53,6 +54,7 @@ def pod_spec(
     }
 
 
+_OWN_OF_PODS = ("/tmp/", "/var/tmp/", "/run/", "/var/run/", "/home/", "/root/", "/dev/", "/proc/", "/sys/")
 NOT_ASKED = "no limit was asked for"
 
 
@@ -134,6 +136,18 @@ def stop_signal(name: str) -> int:
     if base == "RTMIN" and offset.isdigit():
         return min(64, int(signal.SIGRTMIN) + int(offset))
     return int(signal.SIGTERM)
+
+
+def sockets_of_the_host() -> list[str]:
+    """The paths of unix sockets that this host's network namespace has now; those in directories that a pod has of its
+    own are left out."""
+    try:
+        text = Path("/proc/net/unix").read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError:  # hidden by whoever contains RIK
+        return []
+    paths = {line.split(maxsplit=7)[-1] for line in text.splitlines()[1:]}
+    named = {path for path in paths if path.startswith("/") and not path.startswith(_OWN_OF_PODS)}
+    return sorted(path for path in named if Path(path).is_socket())  # else it is one of another mount namespace
 
 
 def _hidden(layout: Layout) -> list[str]:

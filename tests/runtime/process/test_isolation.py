@@ -126,6 +126,43 @@ async def test_root_is_not_the_hosts_root(bench: Bench) -> None:
         assert "Uid:\t1000000\t1000000\t1000000\t1000000" in status, pod
 
 
+@pytest.mark.require("root", reason="only root makes sockets outside of temporary directories and homes")
+async def test_sockets_elsewhere_on_the_host(bench: Bench) -> None:
+    """A socket of the host that everybody may connect to is out of a pod's reach, wherever it is."""
+    directory = Path("/var/lib") / f"rik-test-{os.getpid()}"
+    directory.mkdir()
+    path = directory / "open.sock"
+    program = f"import socket; socket.socket(socket.AF_UNIX).connect({str(path)!r})"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        path.chmod(0o777)
+        listener.listen()
+        try:
+            pod, observed = await bench.run(container("a", "python3", "-c", program))
+        finally:
+            path.unlink()
+            directory.rmdir()
+    assert observed.phase == "ended"
+    assert "Error" in await bench.text(pod, "stderr")
+
+
+async def test_private_files_are_bounded(bench: Bench) -> None:
+    """What a container on the host's image may write lies in memory, all of it in one place of a bounded size."""
+    pod, _ = await bench.run(
+        container(
+            "a",
+            "python3",
+            "-c",
+            "import os; print(*{(os.statvfs(p).f_blocks * os.statvfs(p).f_bsize, "
+            "os.stat(p).st_dev) for p in ('/tmp', '/var/tmp', '/run', '/home', '/root')})",
+        )
+    )
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    text = await bench.text(pod)
+    assert text.count("(") == 1
+    assert int(text.strip("()").split(",")[0]) <= memory * 0.3
+
+
 async def test_no_keyrings(bench: Bench) -> None:
     """The kernel's keys of whoever runs RIK are out of reach: the calls do not exist in a pod."""
     number = {"x86_64": 250, "aarch64": 219}.get(os.uname().machine)

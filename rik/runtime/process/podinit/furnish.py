@@ -24,8 +24,10 @@ _LINKS = (
     ("stderr", "/proc/self/fd/2"),
     ("ptmx", "pts/ptmx"),
 )
-# Of the `host` image: what a pod may write to, private to each container, and gone with it.
-_PRIVATE = (("tmp", "1777"), ("var/tmp", "1777"), ("run", "0755"), ("home", "0755"), ("root", "0700"))
+# Of the `host` image: what a pod may write to, private to each container, and gone with it. It is memory, which no end
+# of a process gives back while the container lives: so all of it together has a bound, also where the pod has none.
+_PRIVATE = (("tmp", 0o1777), ("var/tmp", 0o1777), ("run", 0o755), ("home", 0o755), ("root", 0o700))
+_PRIVATE_SIZE = "25%"  # of the host's memory
 SECRET_DIRECTORIES = (
     "/etc/kubernetes",
     "/etc/ssl/private",
@@ -50,23 +52,28 @@ def furnish(container: dict[str, Any], pod: dict[str, Any], findings: dict[str, 
     try:
         host = container["image"] == "host"
         if host:
-            for path, mode in _PRIVATE:
-                _tmpfs(root, path, f"mode={mode}")
+            _private(root)
         _proc(root)
         _sys(root, host, findings)
         _dev(root)
         if host:
-            _hide(root, [str(path) for path in pod.get("hidden", ())])
+            _hide(root, [str(path) for path in pod.get("hidden", ())], [str(path) for path in pod.get("sockets", ())])
         _own_files(root, pod)
     finally:
         os.close(root)
 
 
-def _tmpfs(root: int, path: str, options: str) -> None:
-    target = _place(root, path, directory=True)
-    if target is not None:
-        syscalls.mount("tmpfs", f"/proc/self/fd/{target}", "tmpfs", MS_NOSUID | MS_NODEV, options)
-        os.close(target)
+def _private(root: int) -> None:
+    os.mkdir("private")
+    syscalls.mount("tmpfs", "private", "tmpfs", MS_NOSUID | MS_NODEV, f"mode=0755,size={_PRIVATE_SIZE}")
+    for path, mode in _PRIVATE:
+        target = _place(root, path, directory=True)
+        if target is not None:
+            source = f"private/{path.replace('/', '-')}"
+            os.mkdir(source)
+            os.chmod(source, mode)
+            syscalls.mount(source, f"/proc/self/fd/{target}", None, syscalls.MS_BIND)
+            os.close(target)
 
 
 def _proc(root: int) -> None:
@@ -125,8 +132,9 @@ def _dev(root: int) -> None:
     os.close(target)
 
 
-def _hide(root: int, more: list[str]) -> None:
-    """Empty directories and files that cannot be opened lie over what a pod must not read."""
+def _hide(root: int, more: list[str], sockets: list[str]) -> None:
+    """Empty directories and files that cannot be opened lie over what a pod must not read, or connect to: a socket on a
+    read-only file system is reached all the same."""
     os.close(os.open("nothing", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o000))
     keys = "/etc/ssh"
     try:
@@ -142,7 +150,7 @@ def _hide(root: int, more: list[str]) -> None:
             place = f"/proc/self/fd/{target}"
             syscalls.mount("hidden", place, "tmpfs", MS_RDONLY | MS_NOSUID | MS_NODEV, "mode=0555,size=4k")
             os.close(target)
-    for path in (*SECRET_FILES, *files):
+    for path in (*SECRET_FILES, *files, *sockets):
         target = _place(root, path, directory=False, create=False)
         if target is not None:
             syscalls.mount("nothing", f"/proc/self/fd/{target}", None, syscalls.MS_BIND)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Unusable", "build"]
 
 STAGE = "stage"
+STAGE_OPTIONS = "mode=0700,size=16m"  # it holds mount points, and files of /etc that a container may write to
 UPPER = "upper"
 WORK = "work"
 COPY = "rootfs"
@@ -46,7 +47,7 @@ def build(container: dict[str, Any], pod: dict[str, Any], layers: list[int]) -> 
     """
     findings: dict[str, str] = {}
     syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
-    syscalls.mount("rik", STAGE, "tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV, "mode=0700")
+    syscalls.mount("rik", STAGE, "tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV, STAGE_OPTIONS)
     os.mkdir(f"{STAGE}/root", 0o755)
     if container["image"] == "host":
         _host(f"{STAGE}/root")
