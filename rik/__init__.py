@@ -13,7 +13,7 @@ Reading order, for somebody who is new here:
 5. ``rik/runtime/``      what runs an instance; ``base.py`` is the contract, ``fake.py`` the simplest answer to it.
 6. ``rik/api/``          HTTP and websockets over a read model of what was committed.
 7. ``rik/store/``        where the state is durable; ``rik/link/`` what carries the messages.
-8. ``rik/images/``       from a reference to layers on disk; ``rik/network/`` published ports; ``rik/linux/`` Linux itself.
+8. ``rik/images/``       from a reference to layers on disk; ``rik/network/`` published ports; ``rik/linux/`` Linux.
 9. ``rik/host.py``       the one place that knows everybody and wires the roles together (``runtimes.py`` makes the
    runtimes, ``inspection.py`` looks at a host without a server).
 10. ``rik/cli/``          the commands; plain HTTP clients, but for ``serve``.

@@ -13,6 +13,8 @@ ROLES = ("api", "scheduler", "worker")
 DEMO_PREFIX = "rik-demo-"
 DAY_S = 86_400.0
 GIB = 2**30
+# After the grace, what something may take to die, in seconds, before it is named (DestroyFailed).
+DESTROY_S = 30.0
 
 
 class SchedulerSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,7 +52,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     heartbeat_interval_s: float = 2.0
     start_s: float = 30.0
     idle_pull_s: float = 60.0
-    destroy_s: float = 30.0
+    destroy_s: float = DESTROY_S
     parallel_starts: int = 8
     log_retention_bytes: int = GIB
 

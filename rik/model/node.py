@@ -70,7 +70,6 @@ class Node(Record, frozen=True):
     cordoned: bool = False
     created_at: int = 0
     heartbeat_at: int = 0
-    not_ready_since: int = 0
     metrics: dict[str, Any] = {}
     revision: int = 0
 

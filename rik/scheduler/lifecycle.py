@@ -18,9 +18,8 @@ from rik.model.change import DELETE, INSTANCE, POSTMORTEM, PUT, Event
 from rik.model.instance import ContainerState, Instance, Reason, Status, Transition
 from rik.model.node import Node
 from rik.model.workload import Spec, Workload
+from rik.settings import DESTROY_S
 
-# After the grace, what a worker gives an instance to die before it reports DestroyFailed (WorkerSettings.destroy_s).
-DESTROY_S = 30.0
 NORMAL = "Normal"
 WARNING = "Warning"
 

@@ -230,7 +230,7 @@ class Nodes:
         if node is None or node.status == NodeStatus.READY:
             return
         now = self._ledger.now
-        ready = msgspec.structs.replace(node, status=NodeStatus.READY, not_ready_since=0, heartbeat_at=now)
+        ready = msgspec.structs.replace(node, status=NodeStatus.READY, heartbeat_at=now)
         event = _told(ready, "Ready", f"node {node.name} is heard again")
         self._ledger.batch.changes.append(self._state.put_node(ready, now, event))
         self._ledger.room_appeared = True
@@ -264,7 +264,7 @@ class Nodes:
 
     def _suspect(self, node: Node) -> None:
         now = self._ledger.now
-        silent = msgspec.structs.replace(node, status=NodeStatus.NOT_READY, not_ready_since=now)
+        silent = msgspec.structs.replace(node, status=NodeStatus.NOT_READY)
         event = _told(
             silent, "NotReady", f"nothing has been heard of node {node.name} for a whole lease", lifecycle.WARNING
         )
@@ -278,9 +278,7 @@ class Nodes:
 
 
 def _same(old: Node, new: Node) -> bool:
-    live = msgspec.structs.replace(
-        new, revision=old.revision, heartbeat_at=old.heartbeat_at, metrics=old.metrics, not_ready_since=0
-    )
+    live = msgspec.structs.replace(new, revision=old.revision, heartbeat_at=old.heartbeat_at, metrics=old.metrics)
     return live == old
 
 

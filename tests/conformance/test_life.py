@@ -72,7 +72,7 @@ async def test_exit_codes(bench: Bench, runtime: Runtime, code: int) -> None:
     assert ended.containers[0].exit_code == code
     assert ended.failure is not None
     assert (ended.failure.reason, ended.failure.container) == ("ContainerExited", "c0")
-    assert f'`c0` exited with code {code}' in ended.failure.message
+    assert f"`c0` exited with code {code}" in ended.failure.message
     await runtime.remove(pod.uid)
 
 

@@ -38,11 +38,10 @@ from rik.runtime.process.probe import PREFIX as PROBE_PREFIX
 from rik.runtime.process.probe import try_for_real
 from rik.runtime.process.spec import enforced, pod_spec
 from rik.runtime.process.supervision import ANSWER_S, Supervision, is_begun, is_over, lock
+from rik.settings import DESTROY_S
 
 log = logging.getLogger(__name__)
 
-# How long after the grace something may take to die before it is named.
-DESTROY_S = 30.0
 # Between a supervisor's last word and its end there is no more than a write or two; on a full disk there is.
 FAREWELL_S = 2.0
 _ABSENT = Observed("absent")
