@@ -116,6 +116,8 @@ async def _serve(
             nursery.cancel_scope.cancel()
     except* LinkClosed:
         pass  # whoever asked is gone
+    except* Gone:
+        await stream.fail("the pod ended, and the command with it")
 
 
 async def serve_attach(channel: Channel, stream: Stream) -> None:

@@ -172,3 +172,18 @@ async def test_stuck_supervisor(bench: Bench, monkeypatch: pytest.MonkeyPatch) -
     finally:
         os.kill(record["pid"], signal.SIGCONT)
     assert (await _exec(bench, pod.uid, "echo", "well")).text(1) == "well\n"
+
+
+async def test_the_pod_ends_meanwhile(bench: Bench) -> None:
+    """When the supervisor is killed, whoever has a command running in the pod is told."""
+    pod, _ = await bench.start(container("a", "sleep", "60"))
+    frames = Frames()
+    async with trio.open_nursery() as nursery:
+
+        async def run() -> None:
+            await _exec(bench, pod.uid, "sh", "-c", "echo begun; sleep 60", frames=frames)
+
+        nursery.start_soon(run)
+        await frames.until(lambda: frames.text(1) == "begun\n")
+        os.kill(json.loads((bench.runtime.layout.pod(pod.uid) / "init.json").read_text())["pid"], signal.SIGKILL)
+    assert frames.failures == ["the pod ended, and the command with it"]
