@@ -6,9 +6,10 @@ from typing import Any
 
 import trio
 
+from rik.api.logs import LogQuery, LogReader, LogText, stream_logs
 from rik.api.operations import API, GET, TEXT, WEBSOCKET, Call, Operation, Outcome, Parameter, Reply, Socket
 from rik.api.service import Service
-from rik.api.streams import LogQuery, LogReader, LogText, bridge, exec_request, open_exec, stream_logs
+from rik.api.terminals import bridge, exec_request, open_exec
 from rik.messages import Attach, Exec
 
 MAX_CELLS = 65_535
