@@ -53,13 +53,16 @@ def serve(settings: Settings) -> int:
     if temporary:
         settings = replace(settings, data_dir=Path(tempfile.mkdtemp(prefix=DEMO_PREFIX)))
     code = 0
+    refusal: StartupError | None = None
     try:
         trio.run(_main, settings, SystemEnvironment(), temporary)
     except* StartupError as group:
-        raise _first(group) from None
+        refusal = _first(group)  # what is raised in here would be wrapped in a group again
     except* Exception:
         log.exception("a fault in RIK itself ended this host; its instances %s", _fate(settings))
         code = 1
+    if refusal is not None:
+        raise refusal
     return code
 
 
