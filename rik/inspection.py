@@ -14,6 +14,8 @@ import trio
 from rik.data_directory import DataDirectory, read_host_id
 from rik.environment import Environment, SystemEnvironment
 from rik.errors import StartupError
+from rik.images.store import ImageStore
+from rik.linux import idmap
 from rik.runtimes import make_runtimes
 from rik.settings import DEMO_PREFIX, default_data_dir
 from rik.worker.audit import audit
@@ -83,8 +85,5 @@ async def sweep_dead_demos(environment: Environment) -> None:
 
 async def remove_data(path: Path) -> None:
     """Removes a data directory, with files in it that belong to pods' users."""
-    from rik.images.store import ImageStore
-    from rik.linux import idmap
-
     if path.exists():
         await ImageStore(path / "images", "00000000", idmap.detect()).remove_tree(path)

@@ -10,6 +10,8 @@ from rik.images.store import ImageStore
 from rik.linux import idmap
 from rik.runtime.base import Runtime
 from rik.runtime.fake import FakeMachine, FakeRuntime
+from rik.runtime.process.layout import Layout
+from rik.runtime.process.runtime import ProcessRuntime
 
 FAKE = "fake"
 
@@ -30,9 +32,6 @@ def make_runtimes(
     """
     if name == FAKE:
         return [FakeRuntime(environment, FakeMachine(data_dir / "fake"))]
-    from rik.runtime.process.layout import Layout
-    from rik.runtime.process.runtime import ProcessRuntime
-
     mapping = idmap.detect()
     images = ImageStore(data_dir / "images", host_id, mapping, allow_dirs=allow_dirs)
     return [
