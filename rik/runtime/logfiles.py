@@ -7,8 +7,10 @@ renames and then creates."""
 
 from __future__ import annotations
 
+import errno
 import heapq
 import os
+import stat
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import datetime
@@ -215,9 +217,8 @@ class _Reader:
         complete = inode is None
         number = missing = 0
         while missing < 2 and not (complete and inode is not None):
-            try:
-                fd = os.open(f"{self._path}.{number}" if number else self._path, os.O_RDONLY | os.O_CLOEXEC)
-            except FileNotFoundError:
+            fd = _open_plain(f"{self._path}.{number}" if number else str(self._path))
+            if fd is None:
                 missing += 1
             else:
                 missing = 0
@@ -277,6 +278,23 @@ class _Reader:
 
     def _line(self, stream: bytes, at: int, text: bytes) -> LogLine:
         return LogLine(self._container, stream.decode("utf-8", "replace"), at, text.decode("utf-8", "replace"))
+
+
+def _open_plain(path: str) -> int | None:
+    """None where there is no plain file. The directory belongs to the pod's user: a symbolic link in it would lead to
+    what only this process may read, and a FIFO would hold it up."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # a symbolic link; a socket
+            return None
+        raise
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        return None
+    return fd
 
 
 def _back(fd: int, lines: int) -> tuple[int, int]:

@@ -263,3 +263,23 @@ async def test_a_flood_is_not_chased(tmp_path: Path, query: dict[str, Any]) -> N
         thread.join()
     assert all(line.stream == "stdout" and line.line.endswith("y") for line in lines), "no record is cut in two"
     assert len(lines) == 3 if query.get("tail") == 3 else len(lines) >= 2_000
+
+
+@pytest.mark.parametrize("kind", ["symlink", "fifo", "directory"])
+@pytest.mark.parametrize("name", ["main.log", "main.log.1"])
+async def test_what_is_no_log_file(tmp_path: Path, kind: str, name: str) -> None:
+    """What somebody has put in the place of a log file is neither followed out of the directory nor waited for."""
+    (tmp_path / "secret").write_text("2025-01-01T00:00:00.000000Z stdout F secret\n")
+    directory = tmp_path / "logs"
+    writer = Writer(directory)
+    if name == "main.log.1":
+        writer.write("mine")
+    place = directory / name
+    if kind == "symlink":
+        place.symlink_to(tmp_path / "secret")
+    elif kind == "fifo":
+        os.mkfifo(place)
+    else:
+        place.mkdir()
+    for follow in (False, True):
+        assert texts(await read(directory, follow=follow)) == (["mine"] if name == "main.log.1" else [])
