@@ -23,7 +23,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -90,6 +90,22 @@ def _require(what: str, reason: str, *, present: bool | None = None, expected_in
 def require() -> Require:
     """`require(what, reason)`: go on if this machine has it, else skip; in CI, fail."""
     return _require
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path, require: Require) -> Iterator[Path]:
+    """A tmpfs of 2 MiB: a disk that can really be full."""
+    require("root", reason="only root may mount a small disk")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], capture_output=True, text=True
+    )
+    require("mount", reason=f"a small disk is mounted: {mounted.stderr}", present=mounted.returncode == 0)
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 def pytest_configure() -> None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import json
-import os
-import socket
 import time
 from itertools import pairwise
 from typing import Any
@@ -20,19 +17,7 @@ from rik.model.instance import Progress, Status
 from tests.api.client import Frames
 from tests.api.conftest import ENDS_WITHIN_S, Running, Serve
 from tests.api.scheduler import DOCUMENT, Scheduler, instance
-
-
-def reader_that_never_reads(port: int, query: str = "", buffer_bytes: int = 2048) -> socket.socket:
-    """A real websocket whose client asks to watch and then reads nothing more."""
-    client = socket.socket()
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
-    client.connect(("127.0.0.1", port))
-    key = base64.b64encode(os.urandom(16)).decode()
-    client.sendall(
-        f"GET /api/v0/instances.watch{query} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n"
-        f"Connection: Upgrade\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
-    )
-    return client
+from tests.neverreading import never_reading_watcher
 
 
 async def expect(frames: Frames, *revisions: int) -> None:
@@ -296,7 +281,7 @@ async def test_what_a_watcher_says_is_ignored(running: Running) -> None:
 async def test_one_that_never_reads_slows_nobody(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
     """Beside clients that never read, another watcher gets every frame in order and in time; then the server ends."""
     async with serve(watch_queue=100, shutdown_s=1.0) as running:
-        slow = [reader_that_never_reads(running.port, query) for query in ("", "?batch=true", "?since=0")]
+        slow = [never_reading_watcher(running.port, query) for query in ("", "?batch=true", "?since=0")]
         delays: list[float] = []
         async with running.client.watch() as frames:
             await frames.next()
@@ -324,7 +309,7 @@ async def test_one_that_reads_again_gets_a_gap_and_a_snapshot(serve: Serve) -> N
     """A watcher that was too far behind is told so, and where things stand; nothing is silently left out."""
     async with serve(watch_queue=10) as running:
         await running.scheduler.put(instance(0))
-        slow = reader_that_never_reads(running.port, buffer_bytes=2**18)
+        slow = never_reading_watcher(running.port, buffer_bytes=2**18)
         while not running.api.watchers:
             await trio.sleep(0.01)
         for _ in range(60):
@@ -347,7 +332,7 @@ async def test_one_that_never_reads_is_dropped(serve: Serve, monkeypatch: pytest
     monkeypatch.setattr(connections, "SEND_LIMIT_S", 0.5)
     monkeypatch.setattr(connections, "LOOK_INTERVAL_S", 0.1)
     async with serve() as running:
-        slow = reader_that_never_reads(running.port)
+        slow = never_reading_watcher(running.port)
         async with running.client.watch() as frames:
             await frames.next()
             for _ in range(40):

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import json
-import os
-import socket
 import time
 from datetime import datetime
 from pathlib import Path
@@ -17,25 +14,10 @@ import trio
 from trio_websocket import open_websocket_url
 
 from tests.e2e.server import Client, pod, serving
+from tests.neverreading import never_reading_watcher
 
 INSTANCES = 300
 ROUNDS = 5
-
-
-def never_reading_watcher(url: str) -> socket.socket:
-    """A real websocket whose client never reads what it is sent."""
-    where = urlsplit(url)
-    assert where.hostname and where.port
-    client = socket.socket()
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
-    client.connect((where.hostname, where.port))
-    key = base64.b64encode(os.urandom(16)).decode()
-    client.sendall(
-        f"GET /api/v0/instances.watch HTTP/1.1\r\nHost: {where.netloc}\r\nUpgrade: websocket\r\n"
-        f"Connection: Upgrade\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
-    )
-    assert client.recv(12) == b"HTTP/1.1 101"
-    return client
 
 
 @pytest.mark.slow
@@ -44,7 +26,8 @@ async def test_one_that_never_reads(tmp_path: Path, capsys: pytest.CaptureFixtur
     delays: list[float] = []
     revisions: list[int] = []
     async with serving(tmp_path / "data", "--runtime", "fake") as server, Client(server.url) as client:
-        slow = never_reading_watcher(server.url)
+        slow = never_reading_watcher(urlsplit(server.url).port or 0)
+        assert slow.recv(12) == b"HTTP/1.1 101"
         await client.post("workloads.create", pod("w", {"name": "main", "image": "host", "command": ["x"]}))
         before = psutil.Process(server.pid).memory_info().rss
         async with open_websocket_url(server.url.replace("http", "ws", 1) + "/api/v0/instances.watch") as quick:

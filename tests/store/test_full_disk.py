@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,26 +10,9 @@ import trio
 from rik.errors import StartupError, StoreUnavailable
 from rik.model.instance import Instance
 from rik.store.sqlite import SqliteStore, open_sqlite
-from tests.conftest import Require
 from tests.store.samples import instance, put, workload
 
 PADDING = "x" * 20_000
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path, require: Require) -> Iterator[Path]:
-    """A tmpfs of 2 MiB."""
-    require("root", reason="only root may mount a small disk")
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], capture_output=True, text=True
-    )
-    require("mount", reason=f"a small disk is mounted: {mounted.stderr}", present=mounted.returncode == 0)
-    try:
-        yield disk
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
 
 
 async def fill(store: SqliteStore) -> tuple[int, StoreUnavailable]:

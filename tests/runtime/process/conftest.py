@@ -23,6 +23,16 @@ from rik.runtime.process.layout import Layout
 from rik.runtime.process.runtime import ProcessRuntime
 
 LIMIT_S = 60.0
+# A program that says "up" once it has a thousand children, each with a session of its own.
+THOUSAND_CHILDREN = """
+import os, time
+for _ in range(1000):
+    if os.fork() == 0:
+        os.setsid()
+        time.sleep(600)
+print('up', flush=True)
+time.sleep(600)
+"""
 
 
 def container(name: str, *command: str, **more: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import trio
 from rik.errors import InstanceFailure
 from rik.runtime.base import Observed
 
-from .conftest import Bench, container, make_pod, script
+from .conftest import THOUSAND_CHILDREN, Bench, container, make_pod, script
 
 pytestmark = pytest.mark.require("user-namespaces", reason="pods are made of them")
 
@@ -186,16 +186,7 @@ async def test_signals_reach_the_command(bench: Bench) -> None:
 
 async def test_a_thousand_children_are_gone_with_it(bench: Bench) -> None:
     """A container that forks a thousand children is killed whole."""
-    program = (
-        "import os, time\n"
-        "for _ in range(1000):\n"
-        "    if os.fork() == 0:\n"
-        "        os.setsid()\n"
-        "        time.sleep(600)\n"
-        "print('up', flush=True)\n"
-        "time.sleep(600)\n"
-    )
-    pod, _ = await bench.start(container("bomb", "python3", "-c", program))
+    pod, _ = await bench.start(container("bomb", "python3", "-c", THOUSAND_CHILDREN))
     await bench.until_said(pod, "up")
     assert len([item for item in await bench.runtime.inventory() if item.kind == "process"]) > 1000
     await bench.runtime.stop(pod.uid, 0)

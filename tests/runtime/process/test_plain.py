@@ -15,7 +15,7 @@ from rik.linux.idmap import Unavailable
 from rik.messages import Exec
 from rik.runtime.process.states import supervisor
 
-from .conftest import Bench, Frames, container, make_pod, script
+from .conftest import THOUSAND_CHILDREN, Bench, Frames, container, make_pod, script
 
 FORBIDDEN = Unavailable("user namespaces are forbidden: /proc/sys/user/max_user_namespaces is 0", "as root: echo 15000")
 
@@ -104,16 +104,7 @@ async def test_exec(plain: Bench) -> None:
 
 async def test_a_thousand_children(plain: Bench) -> None:
     """Even a thousand children are all killed."""
-    program = (
-        "import os, time\n"
-        "for _ in range(1000):\n"
-        "    if os.fork() == 0:\n"
-        "        os.setsid()\n"
-        "        time.sleep(600)\n"
-        "print('up', flush=True)\n"
-        "time.sleep(600)\n"
-    )
-    pod, _ = await plain.start(container("bomb", "python3", "-c", program))
+    pod, _ = await plain.start(container("bomb", "python3", "-c", THOUSAND_CHILDREN))
     await plain.until_said(pod, "up")
     await plain.runtime.stop(pod.uid, 0)
     assert not [item for item in await plain.runtime.inventory() if item.kind == "process"]
