@@ -63,3 +63,16 @@ async def test_forged_marks(server: Server, client: Client, tmp_path: Path, kind
             assert record["status"] == "Running"
             assert (victim / "precious").exists()
             assert (pods / record["uid"] / "pod.json").exists()
+
+
+async def test_very_many_containers(server: Server, client: Client) -> None:
+    """A pod of more containers than can be supervised fails in a sentence; one of as many as can be runs."""
+    containers = [{"name": f"c{number}", "image": "host", "command": ["true"]} for number in range(1_200)]
+    with trio.fail_after(LIMIT_S):
+        for name, count in (("many", 128), ("too-many", 1_200)):
+            await client.post("workloads.create", pod(name, *containers[:count]))
+            await client.post("instances.create", {"workload_id": name, "name": name})
+        failed = await client.until("too-many", "Failed")
+        assert failed["reason"] == "CreateFailed"
+        assert "1200 containers" in failed["message"]
+        assert (await client.until("many", "Terminated", "Failed"))["status"] == "Terminated"

@@ -44,6 +44,8 @@ log = logging.getLogger(__name__)
 
 # Between a supervisor's last word and its end there is no more than a write or two; on a full disk there is.
 FAREWELL_S = 2.0
+# What a supervisor tells of all of them must fit into one packet, with what went wrong with each.
+MOST_CONTAINERS = 128
 _ABSENT = Observed("absent")
 
 
@@ -127,6 +129,9 @@ class ProcessRuntime:
         uid, step = pod.uid, self._environment.step
         if is_supervised(self.layout.pod(uid)) is not None:
             return  # it was started already
+        if len(pod.spec.containers) > MOST_CONTAINERS:
+            message = f"it has {len(pod.spec.containers)} containers, and a pod can have {MOST_CONTAINERS} here"
+            raise InstanceFailure(Reason.CREATE_FAILED, message, next_step="divide it into several pods")
         if isinstance(self._idmap, Unavailable) and not self._unsafe_plain:
             raise InstanceFailure(Reason.CREATE_FAILED, self._idmap.reason, next_step=self._idmap.next_step)
         idmap = self._idmap if isinstance(self._idmap, IdMap) else None
