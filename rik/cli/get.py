@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,12 +19,12 @@ from rik.cli.command import (
     filters,
     format_option,
 )
-from rik.cli.errors import CommandError, RequestRefused, Unreachable
-from rik.cli.output import Column, aligned, clean, note, say, show
+from rik.cli.errors import RequestRefused
+from rik.cli.output import Column, show
+from rik.cli.polling import poll
 from rik.cli.spelling import spelled
 from rik.cli.story import remarkable, short_ports, status_phrase
 
-POLL_S = 2.0  # what has no watch of its own (workloads, nodes, events) is asked for again this often
 MESSAGE_CHARS = 80
 
 
@@ -211,50 +210,10 @@ def _once_or_again(
     rows: Callable[[Any], Sequence[Any]],
     columns: Sequence[Column],
 ) -> None:
-    """Shows the answer; when following, every row that is new or has changed since the last look."""
-    if not follow:
+    if follow:
+        poll(ask, style, rows, columns)
+    else:
         show(ask(), style, rows, columns)
-        return
-    if style == "yaml":
-        raise CommandError("`--watch` cannot be printed as yaml", next_step="use -o json, one document per line")
-    shown = [column for column in columns if style == "wide" or not column.wide]
-    said: set[str] = set()
-    first = True
-    trouble = False
-    while True:
-        try:
-            answer = ask()
-        except Unreachable as error:
-            if first:
-                raise
-            if not trouble:
-                note(f"connection lost ({error.message}); trying again")
-            trouble = True
-            time.sleep(POLL_S)
-            continue
-        if trouble:
-            note("connected again")
-            trouble = False
-        if style == "json":
-            text = answer.body.decode()
-            if text not in said and (first or text != "[]"):
-                said = {text}
-                say(text)
-        else:
-            present: set[str] = set()
-            cells = []
-            for row in rows(answer.json()):
-                row_cells = [clean(column.cell(row)) for column in shown]
-                news = "\0".join(cell for cell, column in zip(row_cells, shown, strict=True) if not column.ages)
-                if news not in said:
-                    cells.append(row_cells)
-                present.add(news)
-            lines = aligned(shown, cells)
-            for line in lines if first else lines[1:]:
-                say(line)
-            said = present
-        first = False
-        time.sleep(POLL_S)
 
 
 def values(entries: Any) -> list[Any]:
