@@ -10,9 +10,10 @@ import pytest
 import trio
 
 from rik.errors import InstanceFailure
+from rik.messages import Exec
 from rik.runtime.base import Observed
 
-from .conftest import THOUSAND_CHILDREN, Bench, container, make_pod, script
+from .conftest import THOUSAND_CHILDREN, Bench, Frames, container, make_pod, script
 
 pytestmark = pytest.mark.require("user-namespaces", reason="pods are made of them")
 
@@ -107,10 +108,6 @@ async def test_script_without_interpreter_is_told_apart(bench: Bench) -> None:
 
 
 async def _exec_failure(bench: Bench, uid: str) -> str:
-    from rik.messages import Exec
-
-    from .conftest import Frames
-
     with pytest.raises(InstanceFailure) as caught:
         await bench.runtime.exec(Exec(uid, ("/tmp/x",)), Frames())
     return caught.value.message
