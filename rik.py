@@ -41,6 +41,7 @@ SYSTEM_TOOLS = (
     ("newuidmap", "uidmap", "pods with a range of user ids under an ordinary user"),
     ("ip", "iproute2", "networks looked at from outside"),
     ("ps", "procps", "processes looked at from outside"),
+    ("curl", "curl", "the README's tour"),
 )
 
 SIGNS_OF_NO_INDEX = (

@@ -93,6 +93,7 @@ def run(command: str, expected: list[str], env: dict[str, str]) -> list[str]:
 
 
 @pytest.mark.require("user-namespaces", reason="the tour runs pods")
+@pytest.mark.require("curl", reason="the tour asks a pod with it")
 async def test_the_tour(tmp_path: Path) -> None:
     """Every command of the tour prints what the README shows."""
     steps = tour()
