@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import stat
+
 DEFAULT_HOME = "/"
 _LARGEST_ID = 2**32 - 2
+_MOST_BYTES = 4 << 20
 _SHOWN = 200  # characters of a name, in what is said about it
 
 
@@ -50,11 +54,14 @@ def _is_id(text: str) -> bool:
 
 
 def _read(path: str, fields: int) -> list[list[str]]:
-    """Well-formed lines only: the file is the image's, and may hold anything."""
+    """Well-formed lines only, of a plain file that is not huge: it is the container's, and may be anything."""
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            lines = [line.rstrip("\n").split(":") for line in file]
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return []
+            text = file.read(_MOST_BYTES).decode("utf-8", "surrogateescape")
     except OSError:
         return []
+    lines = [line.split(":") for line in text.split("\n")]
     numbers = (2, 3) if fields == 7 else (2,)
     return [line for line in lines if len(line) == fields and all(_is_id(line[index]) for index in numbers)]
