@@ -21,11 +21,11 @@ from rik.api.openapi import openapi_document
 from rik.api.operations import WEBSOCKET, Call, Chunks, Operation, Reply, encode, parse_query
 from rik.api.routes import cluster, health, instances, streams, workloads
 from rik.api.service import Service
+from rik.api.streams import CLOSE_FAILED
 
 # What is still read (and thrown away) of a body that is too large, so that its sender hears the refusal.
 DRAIN_BYTES = 8 * 2**20
 BODY_DEADLINE_S = 30.0
-CLOSE_INTERNAL_ERROR = 1011
 _SENDING = "rik.sending"
 _OPERATION = "rik.operation"
 
@@ -142,7 +142,7 @@ class Application:
                 if not socket.accepted:
                     return await self._failed(error)
                 problem.of_bug(error)
-                await socket.close(CLOSE_INTERNAL_ERROR)
+                await socket.close(CLOSE_FAILED)
             return None
 
         return endpoint

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,6 +36,7 @@ from rik.messages import (
 from rik.model import document
 from rik.model.change import RecordedEvent
 from rik.model.instance import Instance
+from rik.model.limits import MAX_REPLICAS, NAME
 from rik.model.node import Node, NodeStatus
 from rik.model.public import (
     render_instance_in_full,
@@ -49,15 +49,12 @@ from rik.model.workload import DEFAULT_NAMESPACE, Workload
 from rik.settings import ApiSettings
 from rik.store.base import Store
 
-MAX_REPLICAS = 10_000
 MAX_EVENTS = 1_000
 MAX_EVENTS_SINCE = 10_000
 # Checking a larger document takes so many milliseconds that a thread is given it.
 SMALL_DOCUMENT_BYTES = 16_384
 # How long a worker may take to answer stats, an audit or a doctor's round (which tries every runtime).
 STREAM_DEADLINE_S = 30.0
-
-_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
 
 
 class ClusterInfo(msgspec.Struct, frozen=True):
@@ -178,7 +175,7 @@ class Service:
             raise BadRequest(f"`replicas` must be between 1 and {MAX_REPLICAS}, not {replicas}")
         if name and replicas > 1:
             raise BadRequest("a `name` is for one instance; leave it out to create several")
-        if name and not _NAME.fullmatch(name):
+        if name and not NAME.fullmatch(name):
             raise BadRequest(
                 f"{name[:80]!r} is no name for an instance: 1–63 of a-z, 0-9 and -, beginning and ending with a letter "
                 "or digit"

@@ -21,7 +21,7 @@ from rik.model.resources import Resources
 from rik.model.workload import Workload
 
 # A frame with a larger text (long lines in its log tail) is made for each watcher, so that few of them fill no memory.
-LARGEST_KEPT = 32_768
+LARGEST_KEPT_CHARS = 32_768
 
 IN_CREATION = frozenset({Status.PENDING, Status.CREATING})
 
@@ -42,7 +42,7 @@ class Frame:
         if self._text is not None:
             return self._text
         text = self._render(self.change.op)
-        if len(text) <= LARGEST_KEPT:
+        if len(text) <= LARGEST_KEPT_CHARS:
             self._text = text
         return text
 

@@ -15,11 +15,10 @@ from rik.cli.errors import EXIT_FAILED, RequestRefused
 from rik.cli.output import note, say, warn
 from rik.cli.spelling import spelled
 from rik.cli.story import explanation
+from rik.model.limits import MAX_REPLICAS
 
 if TYPE_CHECKING:
     from rik.cli.follow import Followed
-
-REPLICAS_MAX = 10_000
 
 
 @click.group(cls=ResourceGroup)
@@ -64,7 +63,7 @@ def create_workload(path: str, quiet: bool, dry_run: bool) -> None:
     help="Name or id of the workload.",
 )
 @click.option(
-    "-r", "--replicas", type=click.IntRange(1, REPLICAS_MAX), default=1, show_default=True, help="How many instances."
+    "-r", "--replicas", type=click.IntRange(1, MAX_REPLICAS), default=1, show_default=True, help="How many instances."
 )
 @click.option("--name", help="The instance's name [default: one is made up].")
 @click.option("--wait", is_flag=True, help="Follow them until they run, or have ended.")

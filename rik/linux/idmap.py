@@ -139,12 +139,6 @@ def single() -> IdMap:
     return IdMap(SINGLE, ((0, os.geteuid(), 1),), ((0, os.getegid(), 1),))
 
 
-def root_range() -> IdMap:
-    """The range pods have when RIK is root."""
-    ranges = ((0, ROOT_RANGE_FIRST, ROOT_RANGE_COUNT),)
-    return IdMap(ROOT_RANGE, ranges, ranges)
-
-
 def candidates() -> list[IdMap]:
     """The maps worth trying for the present user, best first."""
     return _root_candidates() if os.geteuid() == 0 else _user_candidates()

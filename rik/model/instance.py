@@ -33,16 +33,6 @@ class Status(StrEnum):
 
 FINAL = frozenset({Status.FAILED, Status.TERMINATED})
 
-# The numbers of the original protocol.
-NUMBERS = {
-    Status.PENDING: 1,
-    Status.RUNNING: 2,
-    Status.FAILED: 3,
-    Status.TERMINATED: 4,
-    Status.CREATING: 5,
-    Status.DESTROYING: 6,
-}
-
 # Status only moves forward; what does not follow (a late or repeated report) is dropped by this table, nowhere else.
 #   Pending    -> Terminated: deleted before it had a node; -> Failed: its deadline passed, or no node can ever run it.
 #   Creating   -> Terminated: it ran to its end, or was deleted, between two reports; -> Destroying: a start that failed

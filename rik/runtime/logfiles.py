@@ -39,8 +39,8 @@ async def read_logs(directory: Path, query: ReadLogs, ended: Callable[[], bool])
 
     `tail` counts the lines of all containers that were asked for. Without `follow` it ends with what was there when it
     began, however fast the pod writes. With `follow` it goes on until `ended()` was true before a look that found
-    nothing. A missing directory or file is no output yet. What was rotated away before it
-    could be read is said in a line of stream `rik`."""
+    nothing. A missing directory or file is no output yet. What was rotated away before it could be read is said in a
+    line of stream `rik`."""
     readers: dict[str, _Reader] = {}
     _find(directory, query, readers)
     for batch in _history(readers, query):

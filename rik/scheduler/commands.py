@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from rik.errors import BadRequest, Conflict, NotFound
 from rik.messages import Command, CreateInstances, CreateWorkload, DeleteInstance, DeleteWorkload, Explain
 from rik.model.change import Event
 from rik.model.instance import Instance, Status
+from rik.model.limits import MAX_REPLICAS, NAME
 from rik.model.workload import Workload, parse_spec
 from rik.scheduler import lifecycle
 from rik.scheduler.ledger import Ledger
 from rik.scheduler.pending import Placer
 from rik.scheduler.placement import Demand, Impossible, Placed, Waiting, explain, place
-
-# Instances that one request may create.
-MAX_REPLICAS = 10_000
-NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
 
 
 class Commands:

@@ -16,6 +16,7 @@ import trio
 
 from rik.errors import InstanceFailure
 from rik.linux import cgroups
+from rik.linux.syscalls import CLONE_NEWUSER
 from rik.model.instance import Port
 from rik.model.node import Capability, Check
 from rik.model.resources import format_memory
@@ -26,12 +27,11 @@ OLDEST_PYTHON = (3, 11)
 OLDEST_KERNEL = (5, 12)
 LEAST_FREE_DISK_BYTES = 2**30
 # Any time before this is a clock that was never set (seconds since the epoch: 2025).
-EARLIEST_NOW = 1_735_689_600
+EARLIEST_NOW_S = 1_735_689_600
 TRY_S = 5.0
-_CLONE_NEWUSER = 0x10000000
 _TRY_USER_NAMESPACE = (
     "import ctypes, os, sys; libc = ctypes.CDLL(None, use_errno=True); "
-    f"sys.exit(os.strerror(ctypes.get_errno()) if libc.unshare({_CLONE_NEWUSER}) else 0)"
+    f"sys.exit(os.strerror(ctypes.get_errno()) if libc.unshare({CLONE_NEWUSER}) else 0)"
 )
 
 
@@ -158,5 +158,5 @@ def _ports(address: str) -> Check:
 
 def _clock() -> Check:
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    ok = time.time() >= EARLIEST_NOW
+    ok = time.time() >= EARLIEST_NOW_S
     return Check("clock", ok, now, "" if ok else "set the clock: statuses are stamped with it")

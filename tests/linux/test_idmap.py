@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from rik.linux.idmap import ROOT_RANGE, SINGLE, SUBORDINATE, IdMap, candidates, detect, root_range, single
+from rik.linux.idmap import ROOT_RANGE, SINGLE, SUBORDINATE, IdMap, candidates, detect, single
 
 
 @pytest.mark.require("user-namespaces", reason="one is made")
@@ -26,10 +26,10 @@ def test_detect() -> None:
         assert found.mode == SUBORDINATE or found.note
 
 
+@pytest.mark.require("root", reason="an ordinary user's maps cannot hold the host's root")
 def test_root_is_never_mapped() -> None:
     """No map that is tried for the host's root lets a pod have the host's root."""
-    maps = [root_range()] if os.geteuid() else candidates()
-    for idmap in maps:
+    for idmap in candidates():
         for first, outside, count in (*idmap.uid_ranges, *idmap.gid_ranges):
             assert not first <= 0 < first + count or outside != 0
 
@@ -45,7 +45,7 @@ def test_ids_outside() -> None:
 
 def test_survives_json() -> None:
     """A map is the same after a way through JSON."""
-    for idmap in (single(), root_range()):
+    for idmap in (single(), IdMap(ROOT_RANGE, ((0, 1_000_000, 65_536),), ((0, 1_000_000, 65_536),))):
         assert IdMap.from_json(json.loads(json.dumps(idmap.to_json()))) == idmap
 
 

@@ -21,12 +21,13 @@ from rik.api.operations import (
 )
 from rik.api.routes.workloads import NAMED_BODY, NamedBody
 from rik.api.schemas import INTEGER, TEXT, array, ref
-from rik.api.service import MAX_REPLICAS, Service
+from rik.api.service import Service
+from rik.api.streams import CLOSE_GOING_AWAY
 from rik.api.watch import Watch
 from rik.errors import BadRequest
+from rik.model.limits import MAX_REPLICAS
 
 CONTINUE_HEADER = "Rik-Continue"
-CLOSE_GOING_AWAY = 1001
 
 FILTERS = (
     Parameter("status", "statuses", "Only those of this status; several with commas, or given repeatedly."),
