@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -126,6 +127,16 @@ def test_imports_go_one_way() -> None:
         if importer is None or imported is None or not may_import(importer, imported):
             wrong.append(str(found))
     assert wrong == []
+
+
+def test_no_module_needs_itself() -> None:
+    """There are no import circles, not even by imports within functions: each module can be read after those it uses."""
+    modules = module_paths()
+    used: dict[str, set[str]] = {name: set() for name in modules}
+    for found in all_imports():
+        if found.imported in modules and found.imported != found.importer:
+            used[found.importer].add(found.imported)
+    assert len(list(TopologicalSorter(used).static_order())) == len(modules)
 
 
 def test_roles_do_not_know_each_other() -> None:
