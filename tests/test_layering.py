@@ -130,7 +130,7 @@ def test_imports_go_one_way() -> None:
 
 
 def test_no_module_needs_itself() -> None:
-    """There are no import circles, not even by imports within functions: each module can be read after those it uses."""
+    """There are no import circles, not even by imports within functions: a module can be read after those it uses."""
     modules = module_paths()
     used: dict[str, set[str]] = {name: set() for name in modules}
     for found in all_imports():
