@@ -68,7 +68,12 @@ class Channel:
     async def message(self) -> tuple[dict[str, Any], list[int]]:
         """The next packet, read as JSON. Raises Gone, or Refusal when it is one."""
         data, fds = await self.packet()
-        message: dict[str, Any] = json.loads(data)
+        try:
+            message: dict[str, Any] = json.loads(data)
+        except ValueError as error:
+            for fd in fds:
+                os.close(fd)
+            raise Refusal("InternalError", f"what it says cannot be read: {error}") from None
         if "error" in message:
             raise Refusal(str(message.get("reason", "")), str(message["error"]))
         return message, fds

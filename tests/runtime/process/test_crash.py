@@ -16,7 +16,7 @@ from rik.linux.identity import command_line, processes, stat_fields
 from rik.linux.idmap import IdMap, Unavailable
 from rik.messages import Exec
 from rik.runtime.base import Observed
-from rik.runtime.process import states
+from rik.runtime.process import channel, states
 from rik.runtime.process.layout import Layout, is_supervised
 
 from .conftest import Bench, Frames, container, make_pod, script
@@ -265,3 +265,12 @@ async def test_holds_nothing_of_whoever_started_rik(bench: Bench, zygote: bool) 
 def _parent(pid: int) -> int:
     fields = stat_fields(pid)
     return int(fields[1]) if fields is not None else 0
+
+
+async def test_a_supervisor_that_talks_nonsense(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pod whose supervisor says what cannot be read is stopped and removed like any other."""
+    pod, _ = await bench.start(container("a", "sleep", "600"))
+    monkeypatch.setattr(channel, "PACKET_BYTES", 50)
+    await bench.runtime.stop(pod.uid, 0)
+    await bench.runtime.remove(pod.uid)
+    assert await bench.runtime.inventory() == []
