@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from rik.errors import BadRequest, Conflict, NotFound
 from rik.messages import Command, CreateInstances, CreateWorkload, DeleteInstance, DeleteWorkload, Explain
 from rik.model.change import Event
@@ -14,6 +16,9 @@ from rik.scheduler import lifecycle
 from rik.scheduler.ledger import Ledger
 from rik.scheduler.pending import Placer
 from rik.scheduler.placement import Demand, Impossible, Placed, Waiting, explain, place
+
+# Document times replicas of one request; 10,000 instances of an ordinary document (2 KB) are a third of it.
+MAX_BYTES_AT_ONCE = 64 * 2**20
 
 
 class Commands:
@@ -88,6 +93,7 @@ class Commands:
                 f"there is an instance {command.name!r} already",
                 next_step=f"choose another name, or `rik delete instance {command.name}` first",
             )
+        self._refuse_too_much(workload, command.replicas)
         spec = state.spec(workload)
         names = []
         for _ in range(command.replicas):
@@ -96,6 +102,19 @@ class Commands:
             ledger.take(lifecycle.accept(workload, spec, ledger.environment.uid(), name, ledger.now))
         self._placer.wanted = True
         return names
+
+    def _refuse_too_much(self, workload: Workload, replicas: int) -> None:
+        """Every instance carries its spec through several changes, each of them stored: a request must not be able to
+        turn one large document into gigabytes."""
+        if replicas == 1:
+            return
+        size = len(msgspec.json.encode(workload.document))
+        if size * replicas > MAX_BYTES_AT_ONCE:
+            raise BadRequest(
+                f"{replicas} instances of a document of {size:,} bytes are too much for one request: at most"
+                f" {MAX_BYTES_AT_ONCE:,} bytes in all",
+                next_step="create fewer at a time, or make the document smaller",
+            )
 
     def _new_name(self, namespace: str) -> str:
         while True:

@@ -85,6 +85,15 @@ async def test_names(autojump_clock: MockClock) -> None:
         assert await here.api.do(CreateInstances("hello", NAMESPACE, "web")) == ["web"]
 
 
+async def test_large_documents_are_not_multiplied(autojump_clock: MockClock) -> None:
+    """A large document times many replicas is refused with the numbers; one instance of it is not."""
+    async with cluster(MemoryStore()) as here:
+        await here.api.do(CreateWorkload(document(nodeSelector={"note": "x" * 900_000}), NAMESPACE))
+        refused = await here.api.ask(CreateInstances("hello", NAMESPACE, replicas=100))
+        assert refused.error == "bad-request" and "100 instances" in refused.message
+        assert await here.api.do(CreateInstances("hello", NAMESPACE, "one")) == ["one"]
+
+
 async def test_generated_names_are_unique(autojump_clock: MockClock) -> None:
     """Instances created in one request all get different names, and all are placed."""
     async with cluster(MemoryStore()) as here:
