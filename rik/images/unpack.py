@@ -69,7 +69,6 @@ async def unpack(
         },
         "algorithm": algorithm,
         "cpu_s": math.ceil(limits.layer_deadline_s) + 1,
-        "durable": True,
         "zstandard": _zstandard_path(),
     }
 

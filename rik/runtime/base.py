@@ -7,7 +7,7 @@ what is the workload's or the host's fault, and anything else only for a bug.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
@@ -113,7 +113,7 @@ class Runtime(Protocol):
         """Removes everything of it but its logs. Raises InstanceFailure DestroyFailed naming what is left."""
         ...
 
-    def logs(self, query: ReadLogs) -> AsyncIterator[list[LogLine]]:
+    def logs(self, query: ReadLogs) -> AsyncGenerator[list[LogLine], None]:
         """Batches of lines in time order; with `follow` ends when the instance has ended and all was read."""
         ...
 

@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import msgspec
@@ -152,7 +152,7 @@ class FakeRuntime:
         kill_at = now if facts.kill_at is None else min(now, facts.kill_at)
         self.machine.retire(msgspec.structs.replace(facts, kill_at=kill_at, removed=True))
 
-    async def logs(self, query: ReadLogs) -> AsyncIterator[list[LogLine]]:
+    async def logs(self, query: ReadLogs) -> AsyncGenerator[list[LogLine], None]:
         sent = 0
         first = True
         while True:

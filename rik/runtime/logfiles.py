@@ -12,7 +12,7 @@ import heapq
 import os
 import stat
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
@@ -34,7 +34,7 @@ POLL_S = 0.1
 SUFFIX = ".log"
 
 
-async def read_logs(directory: Path, query: ReadLogs, ended: Callable[[], bool]) -> AsyncIterator[list[LogLine]]:
+async def read_logs(directory: Path, query: ReadLogs, ended: Callable[[], bool]) -> AsyncGenerator[list[LogLine], None]:
     """Batches of lines from the files in `directory`, in time order across containers.
 
     `tail` counts the lines of all containers that were asked for. Without `follow` it ends with what was there when it

@@ -132,11 +132,12 @@ class SqliteStore:
         self, *, uid: str = "", since: int = 0, namespace: str = "", limit: int = 1000
     ) -> list[RecordedEvent]:
         def read(connection: sqlite3.Connection) -> list[RecordedEvent]:
-            where, values = "revision > ?", [since]
+            where = "revision > ?"
+            values: list[int | str] = [since]
             for column, value in (("uid", uid), ("namespace", namespace)):
                 if value:
                     where += f" AND {column} = ?"
-                    values.append(value)  # type: ignore[arg-type]
+                    values.append(value)
             # `uid <> ''` lets SQLite see that the partial index serves.
             partial = " AND uid <> ''" if uid else ""
             rows = connection.execute(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from contextlib import aclosing
-from typing import cast
 
 import msgspec
 import trio
@@ -28,8 +27,7 @@ async def log_tail(runtime: Runtime, uid: str) -> tuple[LogLine, ...]:
     lines: list[LogLine] = []
     try:
         with trio.move_on_after(PATIENCE_S):
-            batches = runtime.logs(ReadLogs(uid, tail=TAIL_LINES))
-            async with aclosing(cast("_Closeable", batches)):
+            async with aclosing(runtime.logs(ReadLogs(uid, tail=TAIL_LINES))) as batches:
                 async for batch in batches:
                     lines += batch
     except (InstanceFailure, OSError) as error:
@@ -51,9 +49,3 @@ def bound(lines: list[LogLine]) -> tuple[LogLine, ...]:
             break
         kept.append(line)
     return tuple(reversed(kept))
-
-
-class _Closeable:
-    """What `aclosing` asks of a generator; the contract says iterator."""
-
-    async def aclose(self) -> None: ...

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 import trio
@@ -142,8 +142,7 @@ async def _send_lines(runtime: Runtime, request: ReadLogs, stream: Stream) -> bo
     with trio.CancelScope() as reading:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_cancel_when_closed, stream, reading)
-            batches = runtime.logs(request)
-            async with aclosing(cast("Any", batches)):
+            async with aclosing(runtime.logs(request)) as batches:
                 async for batch in batches:
                     for frame in frames(batch):
                         await stream.send(frame)

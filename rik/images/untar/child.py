@@ -147,8 +147,7 @@ def unpack(job: dict[str, Any]) -> dict[str, Any]:
     extraction = Extraction(LowerLayers(roots), job["limits"], counter)
     ahead = Ahead(plain, job["algorithm"], extraction.check_ratio)
     extraction.run(TarStream(ahead))
-    if job["durable"]:
-        _sync_file_system(target)
+    _sync_file_system(target)
     return {
         "diff_id": f"{job['algorithm']}:{ahead.hash.hexdigest()}",
         "bytes": extraction.bytes,

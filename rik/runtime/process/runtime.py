@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -232,7 +232,7 @@ class ProcessRuntime:
 
     # --- looking in ---------------------------------------------------------------------------------------------------
 
-    def logs(self, query: ReadLogs) -> AsyncIterator[list[LogLine]]:
+    def logs(self, query: ReadLogs) -> AsyncGenerator[list[LogLine], None]:
         directory = self.layout.pod(query.uid)
 
         def ended() -> bool:

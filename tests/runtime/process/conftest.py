@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import secrets
 import tempfile
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import trio
@@ -146,8 +146,7 @@ class Bench:
         return "\n".join(line.line for line in await self.lines(pod) if line.stream == stream)
 
     async def until_said(self, pod: Pod, text: str) -> None:
-        batches = cast("AsyncGenerator[list[LogLine], None]", self.runtime.logs(ReadLogs(pod.uid, follow=True)))
-        async with aclosing(batches):
+        async with aclosing(self.runtime.logs(ReadLogs(pod.uid, follow=True))) as batches:
             async for batch in batches:
                 if any(text in line.line for line in batch):
                     return
