@@ -43,7 +43,7 @@ async def read_logs(directory: Path, query: ReadLogs, ended: Callable[[], bool])
     line of stream `rik`."""
     readers: dict[str, _Reader] = {}
     _find(directory, query, readers)
-    for batch in _history(readers, query):
+    for batch in _history(readers, query, living=not ended()):
         await trio.lowlevel.checkpoint()
         if batch:
             yield batch
@@ -86,12 +86,12 @@ def _find(directory: Path, query: ReadLogs, readers: dict[str, _Reader]) -> None
             readers[name] = _Reader(directory / f"{name}{SUFFIX}", name)
 
 
-def _history(readers: dict[str, _Reader], query: ReadLogs) -> Iterator[list[LogLine]]:
+def _history(readers: dict[str, _Reader], query: ReadLogs, *, living: bool) -> Iterator[list[LogLine]]:
     """What is there now. Opened first, all of it, so that it is one moment for all containers. Some batches are empty:
     they are there for the caller to let others run while much is read that was not asked for."""
     for reader in readers.values():
         reader.open(query.tail)
-    lines = heapq.merge(*(reader.lines(last=not query.follow) for reader in readers.values()), key=_time)
+    lines = heapq.merge(*(reader.lines(last=not query.follow, living=living) for reader in readers.values()), key=_time)
     last: deque[LogLine] = deque(maxlen=max(0, query.tail))
     while looked_at := list(islice(lines, BATCH_LINES)):
         wanted = [line for line in looked_at if line.at >= query.since_ms]
@@ -140,15 +140,17 @@ class _Reader:
             self._skip_to_tail(tail)
         self._unread = sum(os.fstat(fd).st_size - os.lseek(fd, 0, os.SEEK_CUR) for fd in self._files)
 
-    def lines(self, *, last: bool) -> Iterator[LogLine]:
+    def lines(self, *, last: bool, living: bool) -> Iterator[LogLine]:
         """Up to where the end was at `open`, for a flood is written faster than it is read; with `last` also a line
-        that has no end yet."""
+        that has no end yet. A record that is not whole was cut by a crash, or (`living`) is just being written."""
         while self._unread > 0 and (found := self.read()):
             yield from found
         if last:
             if self._torn and self._files:
                 block = os.read(self._files[0], BLOCK_BYTES)
                 yield from self._parse(block[: block.find(b"\n") + 1])
+            if living:
+                self._torn = b""
             yield from self.flush()
 
     def read(self) -> list[LogLine]:

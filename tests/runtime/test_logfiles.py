@@ -244,11 +244,12 @@ async def test_a_flood_is_not_chased(tmp_path: Path, query: dict[str, Any]) -> N
     flooding.set()
 
     def flood() -> None:
-        chunk = (tmp_path / "main.log").read_bytes()
-        with (tmp_path / "main.log").open("ab") as file:
+        records = (tmp_path / "main.log").read_bytes().splitlines(keepends=True)
+        with (tmp_path / "main.log").open("ab", buffering=0) as file:  # record by record: so it goes on for seconds
             until = time.monotonic() + 10  # so that a reader that chases it fails, and does not hang
             while flooding.is_set() and time.monotonic() < until and file.tell() < 2**29:
-                file.write(chunk)
+                for record in records:
+                    file.write(record)
 
     thread = threading.Thread(target=flood)
     thread.start()
@@ -256,7 +257,7 @@ async def test_a_flood_is_not_chased(tmp_path: Path, query: dict[str, Any]) -> N
         with trio.fail_after(5):
             while (tmp_path / "main.log").stat().st_size == before:
                 await trio.sleep(0.001)
-        lines = await read(tmp_path, **query)
+        lines = await read(tmp_path, lambda: False, **query)
         assert thread.is_alive(), "the flood went on"
     finally:
         flooding.clear()
