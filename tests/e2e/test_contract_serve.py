@@ -10,6 +10,7 @@ import pytest
 
 from rik.cli.serve import make_settings, serve
 from rik.settings import Settings
+from tests.e2e.server import Client, serving
 
 
 def parse(*arguments: str) -> Settings:
@@ -56,3 +57,14 @@ def test_an_unknown_key(tmp_path: Path) -> None:
     """A key that is no option is wrong usage, and the nearest one is named."""
     with pytest.raises(click.BadParameter, match="did you mean `listen`"):
         parse("--config", write(tmp_path, "listn: 127.0.0.1:0\n"))
+
+
+async def test_a_further_name(tmp_path: Path) -> None:
+    """A Host that nobody allowed is refused, naming the option; one given by --allow-host is served."""
+    async with serving(tmp_path / "data", "--runtime", "fake", "--allow-host", "rik.example.org") as server:
+        async with Client(server.url) as client:
+            allowed = await client.http.get("/healthz", headers={"Host": "rik.example.org"})
+            refused = await client.http.get("/healthz", headers={"Host": "rebound.example.org"})
+    assert allowed.status_code == 200
+    assert refused.status_code == 403
+    assert "--allow-host" in refused.text
