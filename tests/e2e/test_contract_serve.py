@@ -61,10 +61,10 @@ def test_an_unknown_key(tmp_path: Path) -> None:
 
 async def test_a_further_name(tmp_path: Path) -> None:
     """A Host that nobody allowed is refused, naming the option; one given by --allow-host is served."""
-    async with serving(tmp_path / "data", "--runtime", "fake", "--allow-host", "rik.example.org") as server:
-        async with Client(server.url) as client:
-            allowed = await client.http.get("/healthz", headers={"Host": "rik.example.org"})
-            refused = await client.http.get("/healthz", headers={"Host": "rebound.example.org"})
+    options = ("--runtime", "fake", "--allow-host", "rik.example.org")
+    async with serving(tmp_path / "data", *options) as server, Client(server.url) as client:
+        allowed = await client.http.get("/healthz", headers={"Host": "rik.example.org"})
+        refused = await client.http.get("/healthz", headers={"Host": "rebound.example.org"})
     assert allowed.status_code == 200
     assert refused.status_code == 403
     assert "--allow-host" in refused.text
