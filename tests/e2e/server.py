@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -101,11 +101,24 @@ class Server:
             os.kill(self.pid, signal.SIGTERM)
         return await self.wait_dead()
 
+    def _holds_pods(self) -> bool:
+        """Whether pods of this data directory may still run, whether it serves or not."""
+        pods = self.data_dir / "pods" if self.data_dir is not None else None
+        return pods is not None and pods.is_dir() and any(pods.iterdir())
+
     async def close(self) -> None:
-        """Whatever its state: ended and reaped, with its instances stopped when it can still do that."""
+        """Whatever its state: ended and reaped, with everything that it still ran stopped, so that nothing outlives a
+        test, not even one that failed.
+        """
         if self._process is None:
             return
         with trio.CancelScope(shield=True):
+            if self._holds_pods():
+                with suppress(ServerDied, httpx.HTTPError, trio.TooSlowError):
+                    if not self.alive():
+                        await self.start()
+                    with trio.fail_after(STOP_LIMIT_S):
+                        await _stop_everything(self)
             if self.alive():
                 os.kill(self.pid, signal.SIGTERM)
                 with trio.move_on_after(STOP_LIMIT_S):
@@ -126,25 +139,16 @@ async def serving(
         await server.start()
         yield server
     finally:
-        with trio.CancelScope(shield=True):
-            if data_dir is not None and not options.count("--stop-instances"):
-                await _stop_everything(server)
-            await server.close()
+        await server.close()
 
 
 async def _stop_everything(server: Server) -> None:
-    """Deletes every instance, so that nothing outlives the test."""
-    if not server.alive():
-        return
-    async with Client(server.url) as client:
-        try:
-            with trio.move_on_after(STOP_LIMIT_S):
-                for entry in await client.get("instances.list"):
-                    await client.http.post("/api/v0/instances.delete", json={"id": entry["id"]})
-                while await client.get("instances.list"):
-                    await trio.sleep(POLL_S)
-        except httpx.HTTPError:
-            return  # it is going down already: `close` sees to the rest
+    """Deletes every instance, and waits until they are gone."""
+    async with Client(server.url, checked=False) as client:
+        for entry in await client.get("instances.list"):
+            await client.post("instances.delete", {"id": entry["id"]})
+        while await client.get("instances.list"):
+            await trio.sleep(POLL_S)
 
 
 class Client:
