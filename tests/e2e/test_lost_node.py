@@ -30,7 +30,8 @@ from tests.e2e.server import Client, pod
 from tests.e2e.test_reasons import explained
 
 LEASE_S = 0.6
-LOST_S = 1.0
+# Long enough for a mended link to be found again: a worker rests up to a second between its tries.
+LOST_S = 4.0
 
 
 class Cluster:
