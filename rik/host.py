@@ -20,7 +20,8 @@ from rik.api.server import Api, ClusterInfo
 from rik.data_directory import DataDirectory
 from rik.environment import Environment, SystemEnvironment
 from rik.errors import StartupError
-from rik.inspection import local_audit, local_doctor, remove_data, sweep_dead_demos
+from rik.images.unpack import remove_tree
+from rik.inspection import local_audit, local_doctor, sweep_dead_demos
 from rik.link.base import Link
 from rik.link.local import LocalLink, link_pair
 from rik.link.switchboard import Switchboard
@@ -94,7 +95,7 @@ async def _main(settings: Settings, environment: Environment, temporary: bool) -
     finally:
         if temporary:
             with trio.CancelScope(shield=True):
-                await remove_data(settings.data_dir)
+                await remove_tree(settings.data_dir)
         data.close()
 
 

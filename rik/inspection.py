@@ -13,9 +13,8 @@ import trio
 
 from rik.data_directory import DataDirectory, read_host_id
 from rik.environment import Environment, SystemEnvironment
-from rik.errors import StartupError
-from rik.images.store import ImageStore
-from rik.linux import idmap
+from rik.errors import RikError, StartupError
+from rik.images.unpack import remove_tree
 from rik.runtimes import make_runtimes
 from rik.settings import DEMO_PREFIX, default_data_dir
 from rik.worker.audit import audit
@@ -68,7 +67,11 @@ async def sweep_dead_demos(environment: Environment) -> None:
     """
     for path in Path(tempfile.gettempdir()).glob(f"{DEMO_PREFIX}*"):
         try:
-            if path.is_symlink() or path.stat().st_uid != os.geteuid() or not (path / "lock").exists():
+            if path.is_symlink() or path.stat().st_uid != os.geteuid():
+                continue
+            if not any(path.iterdir()):
+                # Killed before it had begun; or beginning just now, and then it makes the directory again.
+                path.rmdir()
                 continue
             data = DataDirectory.open(path)
         except (OSError, StartupError):
@@ -76,14 +79,8 @@ async def sweep_dead_demos(environment: Environment) -> None:
         try:
             for runtime in make_runtimes("auto", environment, path, data.host_id):
                 await runtime.sweep(frozenset())
-            await remove_data(path)
-        except (OSError, RuntimeError) as error:
+            await remove_tree(path)
+        except (OSError, RikError, RuntimeError) as error:
             log.warning("cannot remove what a dead demo left in %s: %s", path, error)
         finally:
             data.close()
-
-
-async def remove_data(path: Path) -> None:
-    """Removes a data directory, with files in it that belong to pods' users."""
-    if path.exists():
-        await ImageStore(path / "images", "00000000", idmap.detect()).remove_tree(path)

@@ -36,7 +36,7 @@ class SchedulerSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """Durations in seconds. `runtime` is auto, oci, process or fake.
+    """Durations in seconds. `runtime` is auto, process or fake.
 
     `start_s` bounds the start of an instance's commands, `idle_pull_s` a pull without a byte, `destroy_s` how long
     after the grace something may take to die. `parallel_starts` bounds how many instances are created at a time.
