@@ -4,8 +4,8 @@
     api  <-- Snapshot, Committed, Answer, LiveProgress, LiveNode --  scheduler
                                                                      scheduler  <-- Hello, Reports, Heartbeat --  worker
 
-Beside the messages a link carries *streams* (logs, exec, attach, stats, audit, doctor): whoever opens one sends a
-`StreamRequest` first; then both sides exchange frames of bytes (see `rik.link.base.Stream`).
+Beside the messages a link carries *streams* (logs, exec, attach, stats, audit, doctor, images): whoever opens one sends
+a `StreamRequest` first; then both sides exchange frames of bytes (see `rik.link.base.Stream`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 from rik.model.change import Change
-from rik.model.instance import ContainerState, Instance, LogLine, Port, Progress, Record, Status, Transition
+from rik.model.instance import ContainerState, ImageUse, Instance, LogLine, Port, Progress, Record, Status, Transition
 from rik.model.node import Capability, Node
 from rik.model.resources import Resources
 from rik.model.workload import Workload
@@ -206,6 +206,7 @@ class Report(Record, frozen=True):
     ip: str = ""
     ports: tuple[Port, ...] = ()
     enforced: dict[str, bool | str] = {}
+    images: tuple[ImageUse, ...] = ()
     log_tail: tuple[LogLine, ...] = ()
 
 
@@ -299,4 +300,23 @@ class Doctor(Record, frozen=True, tag=True):
     """One frame back: JSON `{"checks": [...]}`."""
 
 
-StreamRequest = ReadLogs | Exec | Attach | ReadStats | Audit | Doctor
+class ListImages(Record, frozen=True, tag=True):
+    """One frame back: JSON `{"images": [...], "size_bytes", "cache_bytes", "keep_unused_s"}`."""
+
+
+class PullImage(Record, frozen=True, tag=True):
+    """Asks the registry, whatever is here already. Frames back, each one line of JSON: `{"type": "progress", …}` at
+    most twice a second and at least every 5 s, then `{"type": "image", …}`. Closing the stream gives it up."""
+
+    reference: str
+
+
+class PruneImages(Record, frozen=True, tag=True):
+    """Removes images that nothing uses, and has not for `unused_s`; with `dry_run` only says which. One frame back:
+    JSON `{"removed": [...], "freed_bytes", "kept", "size_bytes"}`."""
+
+    unused_s: float = 0.0
+    dry_run: bool = False
+
+
+StreamRequest = ReadLogs | Exec | Attach | ReadStats | Audit | Doctor | ListImages | PullImage | PruneImages

@@ -38,8 +38,8 @@ class SchedulerSettings(msgspec.Struct, frozen=True, kw_only=True):
 class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Durations in seconds. `runtime` is auto, process or fake.
 
-    `start_s` bounds the start of an instance's commands, `idle_pull_s` a pull without a byte, `destroy_s` how long
-    after the grace something may take to die. `parallel_starts` bounds how many instances are created at a time.
+    `start_s` bounds the start of an instance's commands, `destroy_s` how long after the grace something may take to
+    die. `parallel_starts` bounds how many instances are created at a time.
     """
 
     node: str
@@ -51,10 +51,36 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     bind_to_process: bool = False
     heartbeat_interval_s: float = 2.0
     start_s: float = 30.0
-    idle_pull_s: float = 60.0
     destroy_s: float = DESTROY_S
     parallel_starts: int = 8
     log_retention_bytes: int = GIB
+
+
+class ImageSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Images of one node. Sizes in bytes, durations in seconds.
+
+    What one image may be when it is unpacked: `max_bytes`, `max_entries`, and for each layer `max_ratio` (unpacked :
+    compressed), which counts after the first `ratio_free_bytes`; a layer must be unpacked within `layer_deadline_s`.
+    A download that brings fewer than `idle_bytes` in `idle_s` has stalled; `downloads_at_once` bounds connections.
+    `mirrors` are (registry, base URL), tried in order before the registry itself; `insecure_registries` are hosts
+    (`HOST` or `HOST:PORT`) that may be spoken to by plain http or with a certificate that nobody vouches for.
+    Unused images go after `keep_unused_s`, and, the least recently used first, while all together exceed
+    `cache_bytes`; 0 keeps them.
+    """
+
+    max_bytes: int = 20_000_000_000
+    max_entries: int = 1_000_000
+    max_ratio: int = 200
+    ratio_free_bytes: int = 100_000_000
+    layer_deadline_s: float = 600.0
+    idle_s: float = 60.0
+    idle_bytes: int = 1024
+    downloads_at_once: int = 4
+    mirrors: tuple[tuple[str, str], ...] = ()
+    insecure_registries: tuple[str, ...] = ()
+    keep_unused_s: float = 14 * DAY_S
+    cache_bytes: int = 50 * GIB
+    prune_interval_s: float = 600.0
 
 
 class ApiSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,6 +114,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     log_level: str = "info"
     journal_revisions: int = 100_000
     worker: WorkerSettings
+    images: ImageSettings = ImageSettings()
     scheduler: SchedulerSettings = SchedulerSettings()
     api: ApiSettings = ApiSettings()
 

@@ -76,7 +76,7 @@ def of_exception(error: BaseException, method: str, max_body_bytes: int) -> Repl
         case StreamFailed():
             status = error.http_status if 400 <= error.http_status <= 599 else 503
             headers = {"Retry-After": "1"} if status == 503 else {}
-            return problem(status, error.message, reason="Refused", next_step=error.next_step, headers=headers)
+            return problem(status, error.message, reason=error.reason, next_step=error.next_step, headers=headers)
         case HTTPException():
             return _of_http(error, method, max_body_bytes)
         case _:

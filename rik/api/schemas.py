@@ -48,6 +48,13 @@ REASON: Schema = {"type": "string", "enum": ["", *(reason.value for reason in Re
 LIMITS: Schema = {"type": "object", "additionalProperties": {"anyOf": [{"const": True}, TEXT, BOOLEAN]}}
 RESOURCES: Schema = closed({"cpu_millis": COUNT, "memory_bytes": COUNT, "pids": COUNT})
 
+_PROGRESS: dict[str, Schema] = {
+    "done": COUNT,
+    "total": COUNT,
+    "unit": TEXT,
+    "layers": nullable(closed({"done": COUNT, "total": COUNT})),
+    "seconds": {"type": "number", "minimum": 0},
+}
 _SUMMARY: dict[str, Schema] = {
     "id": TEXT,
     "uid": TEXT,
@@ -64,7 +71,7 @@ _SUMMARY: dict[str, Schema] = {
     "created_at": TIME,
     "updated_at": TIME,
     "step": TEXT,
-    "progress": nullable(closed({"done": COUNT, "total": COUNT, "unit": TEXT})),
+    "progress": nullable(closed(_PROGRESS)),
     "containers": array(ref("Container")),
     "ip": TEXT,
     "ports": array(ref("Port")),
@@ -75,11 +82,29 @@ _FULL: dict[str, Schema] = {
     **_SUMMARY,
     "spec": ANYTHING,
     "decision": TEXT,
+    "images": array(ref("ImageUse")),
     "history": array(closed({"status": STATUS, "at": nullable(TIME), "message": TEXT})),
     "log_tail": array(closed({"container": TEXT, "stream": TEXT, "at": nullable(TIME), "line": TEXT})),
 }
 
 SCHEMAS: dict[str, Schema] = {
+    "ImageUse": closed(
+        {
+            "reference": TEXT,
+            "digest": TEXT,
+            "containers": array(TEXT),
+            "origin": TEXT,
+            "cached": {"type": "boolean"},
+            "layers": COUNT,
+            "pulled_layers": COUNT,
+            "pulled_bytes": COUNT,
+            "size_bytes": COUNT,
+            "seconds": {"type": "number", "minimum": 0},
+            "pulled_at": nullable(TIME),
+            "exposed_ports": array(TEXT),
+            "dropped": {"type": "object", "additionalProperties": COUNT},
+        }
+    ),
     "Problem": closed(
         {
             "type": TEXT,
@@ -220,9 +245,7 @@ SCHEMAS: dict[str, Schema] = {
                     "type": {"const": "progress"},
                     "instance": TEXT,
                     "step": TEXT,
-                    "done": COUNT,
-                    "total": COUNT,
-                    "unit": TEXT,
+                    **_PROGRESS,
                 }
             ),
             closed({"type": {"const": "gap"}, "oldest": COUNT}),

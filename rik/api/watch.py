@@ -17,6 +17,7 @@ import trio
 from rik.api.filters import Filter
 from rik.api.view import Frame, View
 from rik.errors import StoreUnavailable
+from rik.model.public import render_progress
 from rik.settings import ApiSettings
 from rik.store.base import Compacted, Store
 
@@ -63,9 +64,7 @@ class Hub:
                 "type": "progress",
                 "instance": record.name,
                 "step": live.step,
-                "done": live.done,
-                "total": live.total,
-                "unit": live.unit,
+                **render_progress(live),
             }
             self.progress[uid] = (self.progress_version, msgspec.json.encode(frame).decode())
         self.view.wake()

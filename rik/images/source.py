@@ -33,15 +33,16 @@ class Layer(msgspec.Struct, frozen=True):
 
 class Resolved(msgspec.Struct, frozen=True):
     """One image for this platform: `digest` is its identity, `config` the bytes of its JSON, already verified; layers
-    lowest first."""
+    lowest first; `origin` says where it comes from, in words for people."""
 
     digest: str
     config: bytes
     layers: tuple[Layer, ...]
+    origin: str = ""
 
 
 class Source(Protocol):
-    """One reference, ready to be read. `step` is what reading it is called in progress reports."""
+    """One reference, ready to be read. `step` is what reading it is called in progress reports: pull or unpack."""
 
     step: str
 
@@ -49,8 +50,17 @@ class Source(Protocol):
         """Index, manifest and config. Raises ImageError; every digest and size has been checked."""
         ...
 
+    def fetching(self, layers: Sequence[Layer], received: Callable[[int], None]) -> AbstractAsyncContextManager[None]:
+        """While it is open, these layers are on their way, several at a time; `open_layer` delivers what has come.
+
+        `received` is told the size of every piece (negative when some must come again). A failure cancels the body,
+        and is raised when the context is left: one ImageError, never a group. Nothing is left behind.
+        """
+        ...
+
     def open_layer(self, layer: Layer) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        """The layer's bytes. The iterator raises ImageError, at the latest at its end when size or digest are wrong."""
+        """The layer's bytes, while it is fetched. The iterator raises ImageError, at the latest at its end when size or
+        digest are wrong."""
         ...
 
 
@@ -69,6 +79,11 @@ class FileSource(ABC):
             return await trio.to_thread.run_sync(self._resolve, abandon_on_cancel=True)
         except OSError as error:
             raise ImagePullFailed(f"{self._reference} cannot be read: {error.strerror or error}") from error
+
+    @asynccontextmanager
+    async def fetching(self, layers: Sequence[Layer], received: Callable[[int], None]) -> AsyncIterator[None]:
+        """They lie here already."""
+        yield
 
     def open_layer(self, layer: Layer) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
         return _verified_part(lambda: self._files.open(self._path(layer)), layer, str(self._reference))

@@ -28,10 +28,11 @@ from rik.images.errors import ImageError, ImageInvalid, ImagePullFailed
 from rik.images.locks import exclusive, is_locked, remove_if_free, try_lock
 from rik.images.manifest import ImageConfig, Platform, chain_ids, read_config, this_platform
 from rik.images.opening import open_source
-from rik.images.reference import Reference
+from rik.images.reference import Reference, familiar, parse_reference
 from rik.images.source import Layer, Source
 from rik.images.unpack import Limits, Unpacked, check_totals, remove_tree, unpack
 from rik.linux.idmap import IdMap, Unavailable
+from rik.model.instance import ImageUse, Progress
 from rik.model.node import HostResource
 
 CLEANUP_DEADLINE_S = 60.0
@@ -39,18 +40,43 @@ CLEANUP_DEADLINE_S = 60.0
 UNPACK_AT_ONCE = 4
 _TEMPORARY = "tmp-"
 
-ReportBytes = Callable[[str, int, int, str], None]
+ReportProgress = Callable[[Progress], None]
 
 
 class Image(msgspec.Struct, frozen=True):
     """An image that is on the disk. `layers` are the directories to stack, lowest first; `size_bytes` is that of
-    their files."""
+    their files. The rest is as in `ImageUse`."""
 
     reference: str
     digest: str
     config: ImageConfig
     layers: tuple[Path, ...]
     size_bytes: int
+    origin: str = ""
+    cached: bool = False
+    pulled_layers: int = 0
+    pulled_bytes: int = 0
+    seconds: float = 0.0
+    pulled_at: int = 0
+    dropped: dict[str, int] = {}
+
+    def use(self, *containers: str) -> ImageUse:
+        """What an instance's record says of it."""
+        return ImageUse(
+            reference=familiar(parse_reference(self.reference)),
+            digest=self.digest,
+            containers=containers,
+            origin=self.origin,
+            cached=self.cached,
+            layers=len(self.layers),
+            pulled_layers=self.pulled_layers,
+            pulled_bytes=self.pulled_bytes,
+            size_bytes=self.size_bytes,
+            seconds=self.seconds,
+            pulled_at=self.pulled_at,
+            exposed_ports=self.config.exposed_ports,
+            dropped=self.dropped,
+        )
 
 
 class _Record(msgspec.Struct, frozen=True):
@@ -121,12 +147,21 @@ class ImageStore:
         self._flights: dict[str, _Flight] = {}
         self._unpacking = trio.CapacityLimiter(UNPACK_AT_ONCE)
 
-    async def ensure(self, reference: Reference, progress: ReportBytes = lambda step, done, total, unit: None) -> Image:
+    async def ensure(
+        self,
+        reference: Reference,
+        progress: ReportProgress = lambda progress: None,
+        *,
+        holder: str = "",
+        refresh: bool = False,
+    ) -> Image:
         """The image with all its layers on disk; what is missing is fetched, once however many ask.
 
-        `progress(step, done, total, "bytes")` is called for every piece read. Raises ImageError, with nothing
-        half-made left behind; a cancelled call leaves nothing either, and another one that waits for the same layer
-        goes on with it. `host` is no image (ValueError).
+        `holder` is an instance's uid: until `release(holder)` nothing of it is pruned ("": until this returns). With
+        `refresh` its source is asked whatever is here already. `progress` is called for every piece read.
+
+        Raises ImageError, with nothing half-made left behind; a cancelled call leaves nothing either, and another one
+        that waits for the same layer goes on with it. `host` is no image (ValueError).
         """
         source = await open_source(reference, self._platform, self._allow_dirs)
         resolved = await source.resolve()
@@ -144,7 +179,7 @@ class ImageStore:
         for index, layer in enumerate(resolved.layers):
 
             def listen(count: int, before: int = done) -> None:
-                progress(source.step, before + count, total, "bytes")
+                progress(Progress(source.step, before + count, total, "bytes"))
 
             listen(0)
             limits = check_totals(unpacked, self._limits, where)
@@ -158,8 +193,11 @@ class ImageStore:
             await trio.to_thread.run_sync(_write_durably, self._record_path(record.digest), msgspec.json.encode(record))
         except OSError as error:
             raise ImagePullFailed(f"{where} cannot be kept: {error.strerror or error}") from error
-        progress(source.step, total, total, "bytes")
+        progress(Progress(source.step, total, total, "bytes"))
         return self._image(reference, record)
+
+    async def release(self, holder: str) -> None:
+        """That instance needs its images no longer."""
 
     async def inventory(self) -> list[HostResource]:
         """Every layer and record as a file of RIK's own; what is half-made and no longer worked on has no owner."""

@@ -23,11 +23,12 @@ class LinkClosed(Exception):
 
 
 class StreamFailed(RikError):
-    """The other side ended a stream with an error."""
+    """The other side ended a stream with an error; `reason` is a code for programs, such as ImageNotFound."""
 
-    def __init__(self, message: str, *, status: int = 503) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, *, status: int = 503, reason: str = "Refused", next_step: str = "") -> None:
+        super().__init__(message, next_step=next_step)
         self.http_status = status
+        self.reason = reason
 
 
 class Stream(Protocol):
@@ -45,7 +46,7 @@ class Stream(Protocol):
         """No more frames from here; receiving goes on."""
         ...
 
-    async def fail(self, message: str, status: int = 503) -> None:
+    async def fail(self, message: str, status: int = 503, *, reason: str = "Refused", next_step: str = "") -> None:
         """Ends the stream with an error (`status` as in HTTP) for the other side."""
         ...
 

@@ -44,9 +44,9 @@ class LocalStream:
     async def end(self) -> None:
         await self._outgoing.aclose()
 
-    async def fail(self, message: str, status: int = 503) -> None:
+    async def fail(self, message: str, status: int = 503, *, reason: str = "Refused", next_step: str = "") -> None:
         try:
-            await self._outgoing.send(StreamFailed(message, status=status))
+            await self._outgoing.send(StreamFailed(message, status=status, reason=reason, next_step=next_step))
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             return
         await self._outgoing.aclose()

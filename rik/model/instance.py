@@ -103,12 +103,43 @@ class Transition(Record, frozen=True):
 
 
 class Progress(Record, frozen=True):
-    """How far a step has come: `step` is queued, pull, unpack, disk, network, start or boot; `total` 0 is unknown."""
+    """How far a step has come: `step` is queued, pull, unpack, disk, network, start or boot; `total` 0 is unknown.
+
+    Of an image also how many of its `layers_total` layers are complete, and the `seconds` since its pull began.
+    """
 
     step: str
     done: int = 0
     total: int = 0
     unit: str = ""
+    layers_done: int = 0
+    layers_total: int = 0
+    seconds: float = 0.0
+
+
+class ImageUse(Record, frozen=True):
+    """An image that an instance was given: what it is, and how it came to this node.
+
+    `reference` in its short form; `digest` is the manifest's; `origin` is where it came from (a registry, with the
+    mirror that answered; a directory; a file). Of its `layers` `pulled_layers`, with `pulled_bytes` as they were sent,
+    were fetched in `seconds` at `pulled_at`; `cached` says that this happened before this instance wanted it.
+    `size_bytes` is that of its files. `exposed_ports` (`80/tcp`) is the image's own hint; `dropped` counts what this
+    node could not keep (devices, owners, xattrs, other).
+    """
+
+    reference: str
+    digest: str
+    containers: tuple[str, ...] = ()
+    origin: str = ""
+    cached: bool = False
+    layers: int = 0
+    pulled_layers: int = 0
+    pulled_bytes: int = 0
+    size_bytes: int = 0
+    seconds: float = 0.0
+    pulled_at: int = 0
+    exposed_ports: tuple[str, ...] = ()
+    dropped: dict[str, int] = {}
 
 
 class Port(Record, frozen=True):
@@ -136,7 +167,8 @@ class LogLine(Record, frozen=True):
 class Instance(Record, frozen=True):
     """The record of one instance. Written by the scheduler alone.
 
-    `status`, `reason`, `message`, `containers`, `ip`, `ports`, `enforced` and `log_tail` are what was observed;
+    `status`, `reason`, `message`, `containers`, `ip`, `ports`, `enforced`, `images` and `log_tail` are what was
+    observed;
     `deleted` is what is desired (stop it, then remove the record); `stale_since` says since when the node is silent.
     `deadline_at` is when the present status must have been left (0: no deadline), `placed_at` when a node was given.
     `step` is the last step known when it ended.
@@ -167,5 +199,6 @@ class Instance(Record, frozen=True):
     ip: str = ""
     ports: tuple[Port, ...] = ()
     enforced: dict[str, bool | str] = {}
+    images: tuple[ImageUse, ...] = ()
     log_tail: tuple[LogLine, ...] = ()
     revision: int = 0

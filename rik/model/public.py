@@ -11,7 +11,7 @@ from typing import Any
 
 from rik.errors import Refused
 from rik.model.change import RecordedEvent
-from rik.model.instance import ContainerState, Instance, LogLine, Port, Progress, Reason, Status, Transition
+from rik.model.instance import ContainerState, ImageUse, Instance, LogLine, Port, Progress, Reason, Status, Transition
 from rik.model.node import Capability, Node
 from rik.model.resources import Resources, parse_cpu_millis, parse_memory_bytes
 from rik.model.workload import FUNCTION, Workload
@@ -45,7 +45,7 @@ def render_instance(record: Instance, progress: Progress | None = None) -> dict[
         "created_at": render_time(record.created_at),
         "updated_at": render_time(record.updated_at),
         "step": live.step if live else record.step,
-        "progress": {"done": live.done, "total": live.total, "unit": live.unit} if live else None,
+        "progress": render_progress(live) if live else None,
         "containers": [_container(container) for container in record.containers],
         "ip": record.ip,
         "ports": [_port(port) for port in record.ports],
@@ -64,8 +64,40 @@ def render_instance_in_full(record: Instance, progress: Progress | None = None) 
     return {
         **render_instance_with_spec(record, progress),
         "decision": record.decision,
+        "images": [render_image_use(image) for image in record.images],
         "history": [_transition(transition) for transition in record.history],
         "log_tail": [_log_line(line) for line in record.log_tail],
+    }
+
+
+def render_progress(progress: Progress) -> dict[str, Any]:
+    """How far a step has come; `layers` is null where no image is being brought."""
+    layers = {"done": progress.layers_done, "total": progress.layers_total} if progress.layers_total else None
+    return {
+        "done": progress.done,
+        "total": progress.total,
+        "unit": progress.unit,
+        "layers": layers,
+        "seconds": round(progress.seconds, 1),
+    }
+
+
+def render_image_use(image: ImageUse) -> dict[str, Any]:
+    """An image as an instance was given it."""
+    return {
+        "reference": image.reference,
+        "digest": image.digest,
+        "containers": list(image.containers),
+        "origin": image.origin,
+        "cached": image.cached,
+        "layers": image.layers,
+        "pulled_layers": image.pulled_layers,
+        "pulled_bytes": image.pulled_bytes,
+        "size_bytes": image.size_bytes,
+        "seconds": round(image.seconds, 3),
+        "pulled_at": render_time(image.pulled_at),
+        "exposed_ports": list(image.exposed_ports),
+        "dropped": dict(image.dropped),
     }
 
 

@@ -16,7 +16,7 @@ import trio
 
 from rik.link.base import Stream
 from rik.messages import Assignment, Attach, Exec, ReadLogs
-from rik.model.instance import ContainerState, LogLine, Progress
+from rik.model.instance import ContainerState, ImageUse, LogLine, Progress
 from rik.model.node import Capability, HostResource
 from rik.model.workload import Spec, parse_spec
 
@@ -84,8 +84,9 @@ class Runtime(Protocol):
         """Tries it for real (a container is started) and says what works here and why the rest does not."""
         ...
 
-    async def prepare(self, pod: Pod, report: ReportProgress) -> None:
-        """Everything up to, but not including, executing a command: images, disks, limits. Raises InstanceFailure."""
+    async def prepare(self, pod: Pod, report: ReportProgress) -> tuple[ImageUse, ...]:
+        """Everything up to, but not including, executing a command: images, disks, limits. Returns the images that it
+        was given, each once. A pull that stalls is the runtime's to end. Raises InstanceFailure."""
         ...
 
     async def start(self, pod: Pod) -> Observed:

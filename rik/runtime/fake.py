@@ -40,7 +40,7 @@ from rik.environment import Environment
 from rik.errors import InstanceFailure
 from rik.link.base import Stream
 from rik.messages import Attach, Exec, ReadLogs
-from rik.model.instance import ContainerState, LogLine, Progress, Reason
+from rik.model.instance import ContainerState, ImageUse, LogLine, Progress, Reason
 from rik.model.node import Capability, HostResource
 from rik.model.workload import FUNCTION, POD, parse_spec
 from rik.runtime.base import ContainerStats, Observed, Pod, ReportProgress
@@ -83,7 +83,7 @@ class FakeRuntime:
         limits: dict[str, bool | str] = dict.fromkeys(("cpu", "memory", "pids", "network"), "nothing really runs")
         return Capability(self.name, True, "pretends", (POD, FUNCTION), limits)
 
-    async def prepare(self, pod: Pod, report: ReportProgress) -> None:
+    async def prepare(self, pod: Pod, report: ReportProgress) -> tuple[ImageUse, ...]:
         facts = self.machine.facts.get(pod.uid)
         if facts is None or facts.removed:
             self.machine.put(Facts(pod.assignment, failures=facts.failures if facts else 0))
@@ -96,6 +96,7 @@ class FakeRuntime:
                 report(Progress("unpack"))
                 await trio.sleep(script.number("PREPARE_SECONDS"))
         await self._obey("prepare", pod.uid)
+        return ()
 
     async def start(self, pod: Pod) -> Observed:
         facts = self.machine.facts[pod.uid]

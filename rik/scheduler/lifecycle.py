@@ -293,6 +293,7 @@ def _observations(instance: Instance, report: Report) -> dict[str, Any]:
         "ip": report.ip or instance.ip,
         "ports": report.ports or instance.ports,
         "enforced": report.enforced or instance.enforced,
+        "images": report.images or instance.images,
         "log_tail": report.log_tail or instance.log_tail,
         "step": report.step if report.status == Status.RUNNING else report.step or instance.step,
     }

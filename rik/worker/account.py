@@ -8,7 +8,7 @@ import msgspec
 
 from rik.errors import StoreUnavailable
 from rik.messages import Report, Stop
-from rik.model.instance import LogLine, Port, Progress, Status, Transition
+from rik.model.instance import ImageUse, LogLine, Port, Progress, Status, Transition
 from rik.runtime.base import Observed
 from rik.worker.journal import Entry, Phase
 from rik.worker.plan import Site
@@ -51,6 +51,9 @@ class Account:
             ip=observed.ip or report.ip,
             enforced=observed.enforced or report.enforced,
         )
+
+    def use(self, images: tuple[ImageUse, ...]) -> None:
+        self.report = _replace(self.report, images=images)
 
     def publish(self, ports: tuple[Port, ...]) -> None:
         self.report = _replace(self.report, ports=ports)

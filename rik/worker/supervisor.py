@@ -145,26 +145,9 @@ class Supervisor:
         raise InstanceFailure(Reason.DEADLINE_EXCEEDED, message, next_step="see spec.deadlines.creatingSeconds")
 
     async def _prepare(self) -> None:
-        idle_s = self._site.settings.idle_pull_s
-        received = -1
-
-        with trio.CancelScope() as idle:
-
-            def report(progress: Progress) -> None:
-                nonlocal received
-                if progress.step != "pull":
-                    idle.deadline = float("inf")
-                elif progress.done != received:
-                    received = progress.done
-                    idle.deadline = trio.current_time() + idle_s
-                self._account.advance(progress)
-
-            self._site.environment.step("worker.prepare.before")
-            await self.runtime.prepare(self._pod, report)
-            self._site.environment.step("worker.prepare.done")
-        if idle.cancelled_caught:
-            message = f"no byte of the image arrived for {seconds(idle_s)}; {self._account.doing()}"
-            raise InstanceFailure(Reason.IMAGE_PULL_FAILED, message, next_step="check the registry and the network")
+        self._site.environment.step("worker.prepare.before")
+        self._account.use(await self.runtime.prepare(self._pod, self._account.advance))
+        self._site.environment.step("worker.prepare.done")
         self._account.advance(Progress("network"))
         self._account.publish(await self._publish(self._pod.spec.ports))
 

@@ -242,7 +242,10 @@ async def test_live_progress_shows_in_lists(running: Running) -> None:
         (await running.client.call("instances.list"))[0]["value"],
         await running.client.call("instances.get/instance-1"),
     ):
-        assert (record["step"], record["progress"]) == ("pull", {"done": 3, "total": 10, "unit": "bytes"})
+        assert (record["step"], record["progress"]) == (
+            "pull",
+            {"done": 3, "total": 10, "unit": "bytes", "layers": None, "seconds": 0.0},
+        )
 
 
 async def test_explanations_come_from_the_scheduler_or_the_post_mortem(running: Running) -> None:

@@ -26,7 +26,7 @@ from rik.link.base import Stream
 from rik.linux.cgroups import CONTROLLERS, Cgroups
 from rik.linux.idmap import IdMap, Unavailable
 from rik.messages import Attach, Exec, ReadLogs
-from rik.model.instance import LogLine, Progress, Reason
+from rik.model.instance import ImageUse, LogLine, Progress, Reason
 from rik.model.node import Capability, HostResource
 from rik.model.workload import POD
 from rik.runtime import logfiles
@@ -125,10 +125,10 @@ class ProcessRuntime:
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
-    async def prepare(self, pod: Pod, report: ReportProgress) -> None:
+    async def prepare(self, pod: Pod, report: ReportProgress) -> tuple[ImageUse, ...]:
         uid, step = pod.uid, self._environment.step
         if is_supervised(self.layout.pod(uid)) is not None:
-            return  # it was started already
+            return ()  # it was started already, and its images are known
         if len(pod.spec.containers) > MOST_CONTAINERS:
             message = f"it has {len(pod.spec.containers)} containers, and a pod can have {MOST_CONTAINERS} here"
             raise InstanceFailure(Reason.CREATE_FAILED, message, next_step="divide it into several pods")
@@ -142,6 +142,7 @@ class ProcessRuntime:
             step("process.prepare.images")
             await trio.to_thread.run_sync(self._write_down, pod, images, idmap)
             step("process.prepare.spec")
+            return _uses(images)
         except OSError as error:
             raise _create_failed(error) from error
 
@@ -220,6 +221,7 @@ class ProcessRuntime:
         step = self._environment.step
         if not os.path.lexists(self.layout.pod(uid)) and not self._cgroups.directories(uid):
             self.layout.socket(uid).unlink(missing_ok=True)
+            await self._images.release(uid)
             self._supervision.forget(uid)
             return
         await self._clear_away(uid)
@@ -227,6 +229,7 @@ class ProcessRuntime:
         await demolition.remove_cgroups(uid, self._cgroups)
         step("process.remove.cgroups")
         await demolition.remove_files(self.layout, uid, self._images)
+        await self._images.release(uid)
         self._supervision.forget(uid)
         step("process.remove.files")
 
@@ -325,10 +328,6 @@ class ProcessRuntime:
 
     async def _ensure_images(self, pod: Pod, report: ReportProgress, *, plain: bool) -> dict[str, Image]:
         images: dict[str, Image] = {}
-
-        def progress(step: str, done: int, total: int, unit: str) -> None:
-            report(Progress(step, done, total, unit))
-
         for container in pod.spec.containers:
             reference = parse_reference(container.image)
             if isinstance(reference, HostReference):
@@ -336,7 +335,7 @@ class ProcessRuntime:
             if plain:
                 message = f"image {container.image} needs namespaces; without them only the image `host` runs"
                 raise InstanceFailure(Reason.CREATE_FAILED, message, container=container.name)
-            images[container.name] = await self._images.ensure(reference, progress)
+            images[container.name] = await self._images.ensure(reference, report, holder=pod.uid)
         report(Progress("disk"))
         return images
 
@@ -384,6 +383,15 @@ class ProcessRuntime:
 def _create_failed(error: OSError) -> InstanceFailure:
     """This host's fault: a full disk, say."""
     return InstanceFailure(Reason.CREATE_FAILED, f"{error.filename or 'the pod'}: {error.strerror or error}")
+
+
+def _uses(images: dict[str, Image]) -> tuple[ImageUse, ...]:
+    """Each image once, with the containers that run it."""
+    users: dict[str, list[str]] = {}
+    for name, image in images.items():
+        users.setdefault(image.reference, []).append(name)
+    first = {image.reference: image for image in reversed(images.values())}
+    return tuple(first[reference].use(*names) for reference, names in users.items())
 
 
 def _write_spec(directory: Path, spec: dict[str, Any]) -> None:

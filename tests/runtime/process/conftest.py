@@ -94,7 +94,7 @@ class Frames:
     async def end(self) -> None:
         await trio.lowlevel.checkpoint()
 
-    async def fail(self, message: str, status: int = 503) -> None:
+    async def fail(self, message: str, status: int = 503, *, reason: str = "Refused", next_step: str = "") -> None:
         self.failures.append(message)
         await trio.lowlevel.checkpoint()
 
