@@ -204,6 +204,9 @@ def _of_pod(spec: dict[str, Any]) -> Iterator[_Finding]:
         if container.get("image") == HOST_IMAGE and container.get("command", []) == []:
             message = "`command` is required with the image `host`, which has none of its own"
             yield _Finding((*path, "command"), message)
+        if container.get("image") == HOST_IMAGE and "imagePullPolicy" in container:
+            message = "has no effect: the image `host` is never pulled"
+            yield _Finding((*path, "imagePullPolicy"), message, is_warning=True)
         ports = container.get("ports")
         if isinstance(ports, dict):
             yield from _of_port(ports, (*path, "ports"), spec, first_with_port)

@@ -13,6 +13,10 @@ from rik.model.resources import Resources, parse_cpu_millis, parse_memory_bytes
 POD = "Pod"
 FUNCTION = "Function"
 HOST_IMAGE = "host"
+# When an image is asked for at its registry: never when it is here, each time, or never at all.
+IF_NOT_PRESENT = "IfNotPresent"
+ALWAYS = "Always"
+NEVER = "Never"
 DEFAULT_NAMESPACE = "default"
 
 DEFAULT_STOP_GRACE_S = 10.0
@@ -37,7 +41,8 @@ class Workload(Record, frozen=True):
 
 
 class ContainerSpec(Record, frozen=True):
-    """One container of a pod; `command` and `args` None means what the image says."""
+    """One container of a pod; `command` and `args` None means what the image says; `image_pull_policy` is
+    IfNotPresent, Always or Never."""
 
     name: str
     image: str
@@ -49,6 +54,7 @@ class ContainerSpec(Record, frozen=True):
     stdin: bool = False
     tty: bool = False
     ports: tuple[Port, ...] = ()
+    image_pull_policy: str = IF_NOT_PRESENT
 
 
 class FunctionSpec(Record, frozen=True):
@@ -122,6 +128,7 @@ def _container(item: dict[str, Any]) -> ContainerSpec:
         stdin=bool(item.get("stdin")),
         tty=bool(item.get("tty")),
         ports=_ports(item.get("ports")),
+        image_pull_policy=item.get("imagePullPolicy") or IF_NOT_PRESENT,
     )
 
 

@@ -18,10 +18,13 @@ from rik.model.change import DELETE, INSTANCE, POSTMORTEM, PUT, Event
 from rik.model.instance import ContainerState, Instance, Reason, Status, Transition
 from rik.model.node import Node
 from rik.model.workload import Spec, Workload
+from rik.scheduler.images import tell_of_use
 from rik.settings import DESTROY_S
 
 NORMAL = "Normal"
 WARNING = "Warning"
+# The reason of the event that tells of an image.
+PULLED = "Pulled"
 
 # What is said of a status when its worker says nothing.
 UNEXPLAINED = {
@@ -87,9 +90,9 @@ def place(instance: Instance, spec: Spec, node: Node, decision: str, at: int) ->
 
 def observe(instance: Instance, spec: Spec, report: Report, now: int) -> list[Step]:
     """Takes over what a worker reports: one step for each status it went through that can follow, in order; one step
-    without a status when only what was observed has changed."""
-    steps: list[Step] = []
-    record = instance
+    without a status when only what was observed has changed. Before them one for each image that is first heard of."""
+    steps = _given_images(instance, report, now)
+    record = steps[-1].value if steps else instance
     passed = list(report.transitions)
     if not passed or passed[-1].status != report.status:
         passed.append(Transition(report.status, now, report.message))
@@ -284,6 +287,20 @@ def _observed(
     return _advance(
         instance, status, at, message or UNEXPLAINED.get(status, ""), reason=reason, deadline_at=deadline, **fields
     )
+
+
+def _given_images(instance: Instance, report: Report, now: int) -> list[Step]:
+    """A step, and an event, for each image; a worker names them all at once, when the instance was prepared."""
+    if instance.images or instance.status.final:
+        return []
+    steps: list[Step] = []
+    record = instance
+    at = _clamp(instance, report.transitions[-1].at if report.transitions else now, now)
+    for count, image in enumerate(report.images, 1):
+        before = record
+        record = msgspec.structs.replace(before, images=report.images[:count], updated_at=max(at, before.updated_at))
+        steps.append(Step(INSTANCE, PUT, record, before, _event(record, PULLED, tell_of_use(image, now))))
+    return steps
 
 
 def _observations(instance: Instance, report: Report) -> dict[str, Any]:

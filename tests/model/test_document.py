@@ -170,6 +170,7 @@ ACCEPTED: dict[str, Document] = {
             command=["sh", "-c"],
             args=["echo\nü", ""],
             env=[{"name": "PATH", "value": ""}, {"name": "a.b-c", "value": "=="}],
+            imagePullPolicy="Always",
             workingDir="/srv/a b",
             user="app:1000",
             stdin=True,
@@ -211,6 +212,13 @@ def test_what_the_contract_allows_is_accepted(name: str) -> None:
     assert validated.warnings == ()
     parse_spec(validated.document["kind"], validated.document["spec"])
     assert type(validated.document["replicas"]) is int
+
+
+def test_the_pull_policy_of_a_container() -> None:
+    """It is as Kubernetes has it, IfNotPresent when nothing is said."""
+    policies = [container(name=f"c{n}", **more) for n, more in enumerate(({}, {"imagePullPolicy": "Always"}))]
+    spec = parse_spec("Pod", validate(pod(*policies, container(imagePullPolicy="Never"))).document["spec"])
+    assert [item.image_pull_policy for item in spec.containers] == ["IfNotPresent", "Always", "Never"]
 
 
 IMAGES = [
@@ -410,6 +418,16 @@ REFUSED: dict[str, tuple[Any, str, str]] = {
         "/spec/containers/0/ports/type",
         "must be `NodePort`, `ClusterIP` or `LoadBalancer`, not `node-prot`; did you mean `NodePort`?",
     ),
+    "misspelled pull policy": (
+        pod(container(imagePullPolicy="always")),
+        "/spec/containers/0/imagePullPolicy",
+        "must be `IfNotPresent`, `Always` or `Never`, not `always`; did you mean `Always`?",
+    ),
+    "pull policy of another type": (
+        pod(container(imagePullPolicy=True)),
+        "/spec/containers/0/imagePullPolicy",
+        "must be `IfNotPresent`, `Always` or `Never`, not `true`",
+    ),
     "a port taken twice by one container": (
         pod(container(ports=[{"port": 80, "targetPort": 1}, {"port": 80, "targetPort": 2, "protocol": "tcp"}])),
         "/spec/containers/0/ports/1/port",
@@ -569,6 +587,14 @@ WARNED: dict[str, tuple[Document, str]] = {
     "the original's older word for ports": (
         pod(container(network={"port": 80})),
         "/spec/containers/0/network: RIK does not know this field and ignores it; did you mean `ports`?",
+    ),
+    "another word for the pull policy": (
+        pod(container(pullPolicy="Always")),
+        "/spec/containers/0/pullPolicy: RIK does not know this field and ignores it; did you mean `imagePullPolicy`?",
+    ),
+    "a pull policy for what is never pulled": (
+        pod(container(image="host", command=["true"], imagePullPolicy="Never")),
+        "/spec/containers/0/imagePullPolicy: has no effect: the image `host` is never pulled",
     ),
     "unknown in a port": (
         pod(container(ports={"port": 1, "targetport": 2})),
