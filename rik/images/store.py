@@ -28,12 +28,14 @@ from rik.images.errors import ImageError, ImageInvalid, ImagePullFailed
 from rik.images.locks import exclusive, is_locked, remove_if_free, try_lock
 from rik.images.manifest import ImageConfig, Platform, chain_ids, read_config, this_platform
 from rik.images.opening import open_source
+from rik.images.pruning import Pruned, StoredImage
 from rik.images.reference import Reference, familiar, parse_reference
 from rik.images.source import Layer, Source
 from rik.images.unpack import Limits, Unpacked, check_totals, remove_tree, unpack
 from rik.linux.idmap import IdMap, Unavailable
 from rik.model.instance import ImageUse, Progress
 from rik.model.node import HostResource
+from rik.settings import ImageSettings
 
 CLEANUP_DEADLINE_S = 60.0
 # Unpacking takes a processor and a half: more at once only fills the memory.
@@ -134,6 +136,7 @@ class ImageStore:
         allow_dirs: Sequence[Path] | None = None,
         limits: Limits | None = None,
         platform: Platform | None = None,
+        settings: ImageSettings | None = None,
     ) -> None:
         self.directory = directory
         self._layers = directory / "layers"
@@ -199,12 +202,27 @@ class ImageStore:
     async def release(self, holder: str) -> None:
         """That instance needs its images no longer."""
 
+    async def list_images(self) -> list[StoredImage]:
+        """Every image whose layers are all here, the last used first."""
+        return []
+
+    async def size_bytes(self) -> int:
+        """What all layers take, each counted once."""
+        return 0
+
+    async def prune(self, unused_s: float = 0.0, *, cache_bytes: int = 0, dry_run: bool = False) -> Pruned:
+        """Removes images that nothing uses, and has not for `unused_s`. With `cache_bytes` also the least recently used
+        ones until all layers together take no more. With neither: every unused image. With `dry_run` only says which.
+        Raises OSError."""
+        return Pruned((), 0, 0, 0)
+
     async def inventory(self) -> list[HostResource]:
         """Every layer and record as a file of RIK's own; what is half-made and no longer worked on has no owner."""
         return await trio.to_thread.run_sync(self._inventory)
 
-    async def sweep(self) -> list[HostResource]:
-        """Removes what is half-made and no longer worked on, and returns it. Call it at start. Raises OSError."""
+    async def sweep(self, owned: frozenset[str] | None = None) -> list[HostResource]:
+        """Removes what is half-made and no longer worked on, and what instances that are not in `owned` held (None: all
+        of them may live), and returns it. Call it at start. Raises OSError."""
         if not self._layers.is_dir():
             return []
         removed = []

@@ -308,7 +308,7 @@ class ProcessRuntime:
             if uid.startswith(PROBE_PREFIX):
                 await trio.to_thread.run_sync(self.layout.forget_logs, uid)
             await self.remove(uid)
-        await self._images.sweep()
+        await self._images.sweep(owned)
         return strangers
 
     # --- the supervisor -----------------------------------------------------------------------------------------------
