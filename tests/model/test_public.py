@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from rik.model.change import Event, RecordedEvent
-from rik.model.instance import ContainerState, Instance, LogLine, Port, Progress, Status, Transition
+from rik.model.instance import ContainerState, ImageUse, Instance, LogLine, Port, Progress, Status, Transition
 from rik.model.node import Capability, Node
 from rik.model.public import (
     render_event,
@@ -25,6 +25,7 @@ from rik.model.workload import Workload
 
 AT = 1_767_225_600_007
 AT_TEXT = "2026-01-01T00:00:00.007Z"
+DIGEST = "sha256:" + "1" * 64
 
 
 def record(**fields: Any) -> Instance:
@@ -77,6 +78,7 @@ def test_the_full_form_holds_what_the_contract_lists() -> None:
             containers=(ContainerState("main", "host", "exited", 3, None, False, AT, AT),),
             ports=(Port(45000, 8080, "TCP", "NodePort", "127.0.0.1"),),
             enforced={"cpu": True, "memory": "no writable cgroup"},
+            images=(ImageUse("alpine:3", DIGEST, ("main",), "docker.io", False, 3, 2, 10, 20, 1.25, AT, ("80/tcp",)),),
             log_tail=(LogLine("main", "stderr", AT, "boom"),),
         )
     )
@@ -116,6 +118,23 @@ def test_the_full_form_holds_what_the_contract_lists() -> None:
         "enforced": {"cpu": True, "memory": "no writable cgroup"},
         "revision": 9,
         "decision": "the only node",
+        "images": [
+            {
+                "reference": "alpine:3",
+                "digest": DIGEST,
+                "containers": ["main"],
+                "origin": "docker.io",
+                "cached": False,
+                "layers": 3,
+                "pulled_layers": 2,
+                "pulled_bytes": 10,
+                "size_bytes": 20,
+                "seconds": 1.25,
+                "pulled_at": AT_TEXT,
+                "exposed_ports": ["80/tcp"],
+                "dropped": {},
+            }
+        ],
         "log_tail": [{"container": "main", "stream": "stderr", "at": AT_TEXT, "line": "boom"}],
     }
     msgspec.json.encode(shown)
@@ -139,7 +158,14 @@ def test_live_progress_is_shown_during_creation(status: Status) -> None:
     """Step and progress are the live ones while an instance is being created."""
     shown = render_instance(record(status=status, step="queued"), Progress("pull", 43, 100, "bytes"))
     assert shown["step"] == "pull"
-    assert shown["progress"] == {"done": 43, "total": 100, "unit": "bytes"}
+    assert shown["progress"] == {"done": 43, "total": 100, "unit": "bytes", "layers": None, "seconds": 0.0}
+
+
+def test_progress_of_an_image_is_in_bytes_layers_and_seconds() -> None:
+    """A pull shows how many layers are complete and how long it has taken."""
+    live = Progress("pull", 43, 100, "bytes", layers_done=2, layers_total=6, seconds=1.26)
+    shown = render_instance(record(status=Status.CREATING), live)["progress"]
+    assert shown == {"done": 43, "total": 100, "unit": "bytes", "layers": {"done": 2, "total": 6}, "seconds": 1.3}
 
 
 def test_progress_ends_with_creation() -> None:
