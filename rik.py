@@ -37,12 +37,18 @@ TEST = "test"
 SYSTEM_TOOLS = (
     ("umoci", "umoci", "images made with umoci"),
     ("skopeo", "skopeo", "images copied with skopeo"),
+    ("docker-registry", "docker-registry", "images pulled from a registry"),
+    ("debootstrap", "debootstrap", "an image of Debian, with its web server"),
     ("busybox", "busybox-static", "pods with a root file system of their own"),
     ("newuidmap", "uidmap", "pods with a range of user ids under an ordinary user"),
     ("ip", "iproute2", "networks looked at from outside"),
     ("ps", "procps", "processes looked at from outside"),
     ("curl", "curl", "the README's tour"),
 )
+
+# `docker-registry` brings a service on port 5000, which is RIK's own: only the program is wanted, now and after a boot.
+POLICY = "/usr/sbin/policy-rc.d"
+UNWANTED_SERVICE = ("docker-registry", "/etc/systemd/system/docker-registry.service")
 
 SIGNS_OF_NO_INDEX = (
     "NewConnectionError",
@@ -327,7 +333,7 @@ def install_system_tools() -> None:
     if not missing:
         return
     if can_install_packages():
-        apt_install([package for _, package, _ in missing])
+        install_without_services([package for _, package, _ in missing])
         missing = missing_tools()
         why = "apt-get could not install it"
     elif os.geteuid() == 0:
@@ -336,6 +342,25 @@ def install_system_tools() -> None:
         why = "only root can install it"
     for tool, package, suite in missing:
         say(f"cannot run the tests of {suite}: `{tool}` is missing (Debian package {package}); {why}")
+
+
+def install_without_services(packages: list[str]) -> None:
+    """Debian starts the services of what it installs, unless a policy forbids it, and at every boot, unless masked."""
+    package, unit = UNWANTED_SERVICE
+    forbids = not os.path.lexists(POLICY)
+    masks = package in packages and os.path.isdir(os.path.dirname(unit)) and not os.path.lexists(unit)
+    if forbids:
+        with open(os.open(POLICY, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o755), "w") as file:
+            file.write("#!/bin/sh\nexit 101\n")
+    if masks:
+        os.symlink(os.devnull, unit)
+    try:
+        apt_install(packages)
+    finally:
+        if forbids:
+            os.unlink(POLICY)
+        if masks and find_tool(package) is None:
+            os.unlink(unit)
 
 
 def report_missing_abilities() -> None:

@@ -29,6 +29,10 @@ from typing import Protocol
 
 import pytest
 
+from tests.debian_image import Unavailable
+from tests.debian_image import image as debian_image_of_this_machine
+from tests.registry import Registry, running_registry
+
 RUNS_IN_CI = os.environ.get("CI", "").lower() in ("true", "1")
 
 
@@ -106,6 +110,24 @@ def small_disk(tmp_path: Path, require: Require) -> Iterator[Path]:
         yield disk
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.fixture(scope="session")
+def debian_image() -> Path:
+    """A layout of `tests.debian_image`; as root it may have to be made first, which takes about a minute."""
+    try:
+        return debian_image_of_this_machine()
+    except Unavailable as unavailable:
+        _require("a Debian image", reason=str(unavailable), present=False)
+        raise
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    """Debian's docker-registry on loopback, which everybody may read and write."""
+    _require("docker-registry", reason="images are pulled from it")
+    with running_registry(tmp_path_factory.mktemp("registry")) as running:
+        yield running
 
 
 def pytest_configure() -> None:

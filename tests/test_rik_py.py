@@ -159,8 +159,13 @@ def test_the_test_command_hands_over_to_pytest(installed: Path, tmp_path: Path) 
 @pytest.mark.require("root", reason="only root may install packages")
 @pytest.mark.skipif(not Path("/etc/debian_version").exists(), reason="Debian's packages")
 def test_root_on_debian_gets_the_packages(installed: Path, tmp_path: Path) -> None:
-    """The packages are named while they are installed, and what apt-get could not do is said."""
-    (tmp_path / "apt-get").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\necho "E: no such luck"\nexit 100\n')
+    """The packages are named while they are installed, no service of theirs may start, and what apt-get could not do
+    is said."""
+    places = [Path("/usr/sbin/policy-rc.d"), Path("/etc/systemd/system/docker-registry.service")]
+    before = [os.path.lexists(place) for place in places]
+    seen = f'for f in {" ".join(map(str, places))}; do test -e "$f" && echo "$f" >> {tmp_path}/seen; done'
+    answer = f'echo "$@" >> {tmp_path}/calls\necho "E: no such luck"\nexit 100'
+    (tmp_path / "apt-get").write_text(f"#!/bin/sh\n{seen}\n{answer}\n")
     (tmp_path / "apt-get").chmod(0o755)
     result = run(installed, "test", PATH=str(tmp_path))
     assert result.stdout.startswith("pytest []")
@@ -171,6 +176,8 @@ def test_root_on_debian_gets_the_packages(installed: Path, tmp_path: Path) -> No
     assert install == again
     assert install.startswith("install -y -qq --no-install-recommends umoci")
     assert update == "update -qq"
+    assert {*map(str, places)} == {*(tmp_path / "seen").read_text().split()}
+    assert [os.path.lexists(place) for place in places] == before, "nothing stays behind where nothing was installed"
 
 
 @pytest.fixture

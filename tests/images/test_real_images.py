@@ -18,6 +18,8 @@ from rik.linux.idmap import IdMap, Unavailable
 from tests.conftest import Require
 from tests.images.conftest import HOST_ID
 
+Tree = dict[str, tuple[object, ...]]
+
 
 def run(*command: object) -> str:
     result = subprocess.run([str(part) for part in command], capture_output=True, text=True)
@@ -78,9 +80,9 @@ def make_layout(folder: Path) -> Path:
     return layout
 
 
-def describe(root: Path) -> dict[str, tuple[object, ...]]:
+def describe(root: Path) -> Tree:
     """Everything about every file below: kind and mode, owners, time, size, content or target, attributes, links."""
-    found: dict[str, tuple[object, ...]] = {}
+    found: Tree = {}
     first_of_inode: dict[int, str] = {}
     for path in [root, *sorted(root.rglob("*"))]:
         status = path.lstat()
@@ -110,6 +112,24 @@ async def unpack(workspace: Path, idmap: IdMap | Unavailable, reference: str) ->
         return await store.ensure(parse_reference(reference))
 
 
+async def same_trees(layout: Path, workspace: Path, scratch: Path, idmap: IdMap | Unavailable) -> Tree:
+    """Asserts that our layers, stacked by overlayfs, are what umoci unpacks; returns what that is."""
+    umoci(layout, "unpack", scratch / "reference")
+    image = await unpack(workspace, idmap, f"oci:{layout}:v1")
+    merged = scratch / "merged"
+    merged.mkdir()
+    lower = ":".join(str(layer) for layer in reversed(image.layers))
+    run("mount", "-t", "overlay", "overlay", "-o", f"ro,lowerdir={lower}", merged)
+    try:
+        ours, theirs = describe(merged), describe(scratch / "reference" / "rootfs")
+    finally:
+        run("umount", merged)
+        shutil.rmtree(scratch / "reference")
+    names = sorted({*ours, *theirs})
+    assert [(name, ours.get(name), theirs.get(name)) for name in names if ours.get(name) != theirs.get(name)] == []
+    return ours
+
+
 @pytest.mark.require("umoci", reason="it makes the image, and unpacks it for comparison")
 @pytest.mark.require("static-busybox", reason="the image's only program")
 async def test_the_same_tree_as_umoci(
@@ -117,20 +137,27 @@ async def test_the_same_tree_as_umoci(
 ) -> None:
     """Stacked by overlayfs, the layers show exactly what umoci unpacks: owners, modes, times, links, attributes."""
     require("root", reason="true owners, and mounting an overlay")
-    layout = make_layout(tmp_path)
-    umoci(layout, "unpack", tmp_path / "reference")
-    image = await unpack(workspace, detected_idmap, f"oci:{layout}:v1")
-    merged = tmp_path / "merged"
-    merged.mkdir()
-    lower = ":".join(str(layer) for layer in reversed(image.layers))
-    run("mount", "-t", "overlay", "overlay", "-o", f"ro,lowerdir={lower}", merged)
-    try:
-        ours, theirs = describe(merged), describe(tmp_path / "reference" / "rootfs")
-    finally:
-        run("umount", merged)
-    names = sorted({*ours, *theirs})
-    assert [(name, ours.get(name), theirs.get(name)) for name in names if ours.get(name) != theirs.get(name)] == []
-    assert len(ours) > 15
+    assert len(await same_trees(make_layout(tmp_path), workspace, tmp_path, detected_idmap)) > 15
+
+
+@pytest.mark.slow
+@pytest.mark.require("root", reason="true owners, and mounting an overlay")
+@pytest.mark.require("umoci", reason="it unpacks the image for comparison")
+async def test_the_same_debian_as_umoci(
+    workspace: Path, tmp_path: Path, detected_idmap: IdMap | Unavailable, debian_image: Path
+) -> None:
+    """Of a Debian made by debootstrap, every file is what umoci unpacks; and there is something of every kind."""
+    tree = await same_trees(debian_image, workspace, tmp_path, detected_idmap)
+    assert len(tree) > 2000
+    states = list(tree.values())
+    modes = {int(str(mode), 8) for mode, *_ in states}
+    assert {stat.S_IFMT(mode) for mode in modes} == {stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFCHR}
+    assert any(mode & stat.S_ISUID for mode in modes) and any(mode & stat.S_ISGID for mode in modes)
+    assert len({owner for _, owner, *_ in states}) >= 3 and len({group for _, _, group, *_ in states}) >= 4
+    attributes = {name for state in states if isinstance(state[7], dict) for name in state[7]}
+    assert attributes == {"security.capability", "user.note"}
+    assert any(links != name for name, (*_, links) in tree.items()), "a file of two names"
+    assert "usr/bin/perl" not in tree and "usr/bin/perl5.36.0" in tree
 
 
 @pytest.mark.require("umoci", reason="it makes the image")
