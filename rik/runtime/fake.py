@@ -3,7 +3,8 @@
 The script of a container is in its environment (of a Function: entries `NAME=VALUE` of `function.command`):
 
     FAKE_PREPARE_SECONDS=S   how long preparing takes (default 0)
-    FAKE_PULL_STEPS=N        meanwhile N reports of progress are made, as of a pull of N MiB
+    FAKE_PULL_STEPS=N        meanwhile N reports of progress are made, as of a pull of N MiB, which is then on record
+    FAKE_PULL_LAYERS=N       ... in N layers (default 1)
     FAKE_START_SECONDS=S     how long starting takes (default 0)
     FAKE_RUN_SECONDS=S       exits after that time (default: never)
     FAKE_EXIT_CODE=N         ... with this code (default 0)
@@ -28,6 +29,7 @@ sockets.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -87,16 +89,35 @@ class FakeRuntime:
         facts = self.machine.facts.get(pod.uid)
         if facts is None or facts.removed:
             self.machine.put(Facts(pod.assignment, failures=facts.failures if facts else 0))
+        pulled = []
         for script in scripts_of(pod.spec):
-            steps = int(script.number("PULL_STEPS"))
-            for done in range(steps):
-                report(Progress("pull", done * MIB, steps * MIB, "bytes"))
-                await trio.sleep(script.number("PREPARE_SECONDS") / steps)
-            if not steps:
+            if script.number("PULL_STEPS"):
+                pulled.append(await self._pull(script, report))
+            else:
                 report(Progress("unpack"))
                 await trio.sleep(script.number("PREPARE_SECONDS"))
         await self._obey("prepare", pod.uid)
-        return ()
+        return tuple(pulled)
+
+    async def _pull(self, script: Script, report: ReportProgress) -> ImageUse:
+        steps, layers = int(script.number("PULL_STEPS")), int(script.number("PULL_LAYERS", 1))
+        took_s = script.number("PREPARE_SECONDS")
+        for done in range(steps + 1):
+            seconds = took_s * done / steps
+            report(Progress("pull", done * MIB, steps * MIB, "bytes", layers * done // steps, layers, seconds))
+            await trio.sleep(took_s / steps if done < steps else 0)
+        return ImageUse(
+            script.image,
+            f"sha256:{hashlib.sha256(script.image.encode()).hexdigest()}",
+            (script.name,),
+            origin="nowhere, as FAKE_PULL_STEPS asked for",
+            layers=layers,
+            pulled_layers=layers,
+            pulled_bytes=steps * MIB,
+            size_bytes=steps * MIB,
+            seconds=took_s,
+            pulled_at=self._environment.now(),
+        )
 
     async def start(self, pod: Pod) -> Observed:
         facts = self.machine.facts[pod.uid]

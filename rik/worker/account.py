@@ -9,6 +9,8 @@ import msgspec
 from rik.errors import StoreUnavailable
 from rik.messages import Report, Stop
 from rik.model.instance import ImageUse, LogLine, Port, Progress, Status, Transition
+from rik.model.resources import format_memory
+from rik.model.spans import format_span
 from rik.runtime.base import Observed
 from rik.worker.journal import Entry, Phase
 from rik.worker.plan import Site
@@ -53,7 +55,8 @@ class Account:
         )
 
     def use(self, images: tuple[ImageUse, ...]) -> None:
-        self.report = _replace(self.report, images=images)
+        """What is known already stays when there are none: a runtime tells them once."""
+        self.report = _replace(self.report, images=images or self.report.images)
 
     def publish(self, ports: tuple[Port, ...]) -> None:
         self.report = _replace(self.report, ports=ports)
@@ -88,6 +91,19 @@ class Account:
 
     def doing(self) -> str:
         """The step it is at, in words."""
-        done, total, unit = self.progress.done, self.progress.total, self.progress.unit
-        how_far = f" ({done} of {total} {unit}".rstrip() + ")" if total else ""
-        return f"the step was {self.progress.step}{how_far}"
+        return f"the step was {self.progress.step}" + (f" ({self.how_far()})" if self.how_far() else "")
+
+    def how_far(self) -> str:
+        """The figures of the present step, "" when it has none: `3 MiB of 10 MiB, 2 of 6 layers, after 12 s`."""
+        progress = self.progress
+        if not progress.total:
+            return ""
+        parts = [f"{progress.done} of {progress.total} {progress.unit}".rstrip()]
+        if progress.unit == "bytes":
+            parts = [f"{format_memory(progress.done)} of {format_memory(progress.total)}"]
+        if progress.layers_total:
+            plural = "s" if progress.layers_total > 1 else ""
+            parts.append(f"{progress.layers_done} of {progress.layers_total} layer{plural}")
+        if progress.seconds:
+            parts.append(f"after {format_span(progress.seconds)}")
+        return ", ".join(parts)

@@ -21,6 +21,7 @@ from rik.model.instance import Port
 from rik.model.node import Capability, Check
 from rik.model.resources import format_memory
 from rik.network import ports
+from rik.worker.images import NodeImages
 
 OLDEST_PYTHON = (3, 11)
 # Recursive read-only mounts, from which the `host` image is made.
@@ -36,10 +37,16 @@ _TRY_USER_NAMESPACE = (
 
 
 async def examine(
-    capabilities: Sequence[Capability], data_dir: Path, publish_address: str, host_id: str = ""
+    capabilities: Sequence[Capability],
+    data_dir: Path,
+    publish_address: str,
+    host_id: str = "",
+    *,
+    images: NodeImages | None = None,
 ) -> list[Check]:
     """Every check, in a thread; nothing is left behind. `host_id` is for the cgroups that are tried ("" tries none)."""
-    return await trio.to_thread.run_sync(examine_now, capabilities, data_dir, publish_address, host_id)
+    checks = await trio.to_thread.run_sync(examine_now, capabilities, data_dir, publish_address, host_id)
+    return checks if images is None else [*checks, await images.check()]
 
 
 def examine_now(

@@ -1,4 +1,4 @@
-"""Serves the streams that the api opens towards a worker: logs, exec, attach, stats, audit, doctor."""
+"""Serves the streams that the api opens towards a worker: logs, exec, attach, stats, audit, doctor, images."""
 
 from __future__ import annotations
 
@@ -12,12 +12,26 @@ import trio
 
 from rik.environment import Environment
 from rik.errors import InstanceFailure, RikError
+from rik.images.errors import ImageError
 from rik.link.base import MAX_FRAME_BYTES, LinkClosed, Stream
-from rik.messages import Attach, Audit, Doctor, Exec, ReadLogs, ReadStats, StreamRequest
+from rik.messages import (
+    Attach,
+    Audit,
+    Doctor,
+    Exec,
+    ListImages,
+    PruneImages,
+    PullImage,
+    ReadLogs,
+    ReadStats,
+    StreamRequest,
+)
 from rik.model.instance import LogLine, Reason, Status
 from rik.model.public import render_time
 from rik.runtime.base import ContainerStats, Runtime
 from rik.worker.audit import Audited
+from rik.worker.frames import cancel_when_closed, send_whole
+from rik.worker.images import NO_IMAGES, NOTHING_PRUNED, NodeImages
 from rik.worker.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
@@ -26,12 +40,20 @@ log = logging.getLogger(__name__)
 MAX_STREAMS = 1_000
 # Between the two looks from which the present use of cpu is computed.
 CPU_SAMPLE_S = 0.1
-_FAILURE_STATUS = {Reason.COMMAND_NOT_FOUND: 400, Reason.INTERNAL_ERROR: 500}
+_FAILURE_STATUS = {
+    Reason.COMMAND_NOT_FOUND: 400,
+    Reason.INTERNAL_ERROR: 500,
+    Reason.IMAGE_INVALID: 400,
+    Reason.IMAGE_UNAUTHORIZED: 403,
+    Reason.IMAGE_NOT_FOUND: 404,
+    Reason.IMAGE_PULL_FAILED: 503,
+}
 _LIVE = (Status.RUNNING, Status.DESTROYING)
 
 
 class Streams:
-    """`find` gives the supervisor of a uid; `audit` and `examine` do the host's rounds."""
+    """`find` gives the supervisor of a uid; `audit` and `examine` do the host's rounds; `images` None: there are none
+    here."""
 
     def __init__(
         self,
@@ -40,12 +62,14 @@ class Streams:
         find: Callable[[str], Supervisor | None],
         audit: Callable[[], Awaitable[Audited]],
         examine: Callable[[], Awaitable[list[Any]]],
+        images: NodeImages | None = None,
     ) -> None:
         self._environment = environment
         self._runtimes = runtimes
         self._find = find
         self._audit = audit
         self._examine = examine
+        self._images = images
         self._open = 0
 
     async def serve(self, request: StreamRequest, stream: Stream) -> None:
@@ -58,6 +82,9 @@ class Streams:
                 await self._answer(request, stream)
         except LinkClosed:
             pass
+        except ImageError as error:
+            status = _FAILURE_STATUS[Reason(error.reason)]
+            await stream.fail(error.message, status, reason=error.reason, next_step=error.next_step)
         except InstanceFailure as failure:
             await stream.fail(str(failure), _FAILURE_STATUS.get(Reason(failure.reason), 409))
         except RikError as error:
@@ -82,11 +109,13 @@ class Streams:
                     await supervisor.runtime.attach(request, stream)
             case ReadStats():
                 if (supervisor := await self._running(request.uid, stream)) is not None:
-                    await _send_whole(stream, await self._stats(supervisor))
+                    await send_whole(stream, await self._stats(supervisor))
             case Audit():
-                await _send_whole(stream, (await self._audit()).render())
+                await send_whole(stream, (await self._audit()).render())
             case Doctor():
-                await _send_whole(stream, {"checks": await self._examine()})
+                await send_whole(stream, {"checks": await self._examine()})
+            case ListImages() | PullImage() | PruneImages():
+                await self._of_images(request, stream)
         await stream.end()
 
     async def _running(self, uid: str, stream: Stream) -> Supervisor | None:
@@ -99,12 +128,24 @@ class Streams:
             return supervisor
         return None
 
+    async def _of_images(self, request: ListImages | PullImage | PruneImages, stream: Stream) -> None:
+        if self._images is not None:
+            await self._images.answer(request, stream, self._name_of)
+        elif isinstance(request, PullImage):
+            await stream.fail("this node keeps no images: what it runs is pretended", 409)
+        else:
+            await send_whole(stream, NO_IMAGES if isinstance(request, ListImages) else NOTHING_PRUNED)
+
+    def _name_of(self, uid: str) -> str | None:
+        supervisor = self._find(uid)
+        return supervisor.name if supervisor is not None else None
+
     async def _logs(self, request: ReadLogs, stream: Stream) -> None:
         supervisor = self._find(request.uid)
         if supervisor is not None and request.follow:
             with trio.CancelScope() as gone:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(_cancel_when_closed, stream, gone)
+                    nursery.start_soon(cancel_when_closed, stream, gone)
                     await supervisor.settled.wait()
                     nursery.cancel_scope.cancel()
             if gone.cancelled_caught:
@@ -123,25 +164,12 @@ class Streams:
         return {"uid": supervisor.uid, "at": render_time(self._environment.now()), "containers": containers}
 
 
-async def _send_whole(stream: Stream, answer: dict[str, Any]) -> None:
-    """One JSON text, in as many frames as it takes."""
-    data = msgspec.json.encode(answer)
-    for start in range(0, len(data), MAX_FRAME_BYTES):
-        await stream.send(data[start : start + MAX_FRAME_BYTES])
-
-
-async def _cancel_when_closed(stream: Stream, scope: trio.CancelScope) -> None:
-    while await stream.receive() is not None:
-        pass
-    scope.cancel()
-
-
 async def _send_lines(runtime: Runtime, request: ReadLogs, stream: Stream) -> bool:
     """Whether that runtime had any. Ends early when the reader goes away, also while there is nothing to send."""
     sent = False
     with trio.CancelScope() as reading:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_cancel_when_closed, stream, reading)
+            nursery.start_soon(cancel_when_closed, stream, reading)
             async with aclosing(runtime.logs(request)) as batches:
                 async for batch in batches:
                     for frame in frames(batch):

@@ -28,6 +28,7 @@ from rik.settings import WorkerSettings
 from rik.worker.adopt import adopt
 from rik.worker.audit import Audited, audit
 from rik.worker.doctor import examine
+from rik.worker.images import NodeImages
 from rik.worker.journal import Entry, Journal
 from rik.worker.logkeeping import keep_logs
 from rik.worker.node import Host
@@ -48,7 +49,8 @@ ACKNOWLEDGE_S = 3.0
 class Worker:
     """One host's worker. `connect` makes a new link to the scheduler, or raises OSError, LinkClosed or RikError.
 
-    `data_dir` None (simulations): no logs to keep and nothing of the file system in audits and doctor's rounds.
+    `data_dir` None (simulations): no logs to keep and nothing of the file system in audits and doctor's rounds;
+    `images` None: its runtimes use none.
     `joined` is set once a scheduler has welcomed it.
     """
 
@@ -64,6 +66,7 @@ class Worker:
         host: Host,
         roles: tuple[str, ...] = ("worker",),
         data_dir: Path | None = None,
+        images: NodeImages | None = None,
     ) -> None:
         self.joined = trio.Event()
         self._environment = environment
@@ -75,6 +78,7 @@ class Worker:
         self._host = host
         self._roles = roles
         self._data_dir = data_dir
+        self._images = images
         self._capabilities: tuple[Capability, ...] = ()
         self._supervisors: dict[str, Supervisor] = {}
         self._rounds = trio.Lock()  # a doctor's round makes things that an audit would take for orphans
@@ -120,7 +124,12 @@ class Worker:
         self._epoch = opened.epoch
         self._reporter = Reporter(opened.epoch)
         self._streams = Streams(
-            self._environment, list(self._runtimes.values()), self._supervisors.get, self.audit, self.examine
+            self._environment,
+            list(self._runtimes.values()),
+            self._supervisors.get,
+            self.audit,
+            self.examine,
+            self._images,
         )
         self._capabilities = tuple([await _probe(runtime) for runtime in self._runtimes.values()])
         async with trio.open_nursery() as nursery:
@@ -142,6 +151,8 @@ class Worker:
             if self._data_dir is not None:
                 logs = self._data_dir / "logs"
                 nursery.start_soon(keep_logs, logs, self._settings.log_retention_bytes, self.uids)
+            if self._images is not None:
+                nursery.start_soon(self._images.keep_pruned)
             task_status.started()
             await self._closing.wait()
             if self._settings.stop_instances:
@@ -302,7 +313,7 @@ class Worker:
         async with self._rounds:
             capabilities = [await _probe(runtime) for runtime in self._runtimes.values()]
             # Without trying cgroups again: that ends by removing the ones of this host, which the runtime relies on.
-            checks = await examine(capabilities, self._data_dir, self._settings.publish_address)
+            checks = await examine(capabilities, self._data_dir, self._settings.publish_address, images=self._images)
         return [msgspec.structs.asdict(check) for check in checks]
 
 

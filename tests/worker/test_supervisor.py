@@ -148,19 +148,47 @@ async def test_creating_deadline_names_the_step(autojump_clock: MockClock) -> No
         final = await site.scheduler.final("a")
         assert 34.9 <= trio.current_time() - began <= 36
         assert (final.reason, final.step) == ("DeadlineExceeded", "pull")
-        assert "within 35 s; the step was pull (3145728 of 10485760 bytes)" in final.message
+        assert "within 35 s; the step was pull (3 MiB of 10 MiB, 0 of 1 layer, after 30 s)" in final.message
 
 
-async def test_stalled_pull(autojump_clock: MockClock) -> None:
-    """A pull without a byte for a minute fails, long before the creation's deadline."""
+async def test_a_stalled_pull_ends_with_the_creation(autojump_clock: MockClock) -> None:
+    """A pull that its runtime lets stall ends at the creation's deadline, with all the figures it had come to."""
     site = Site()
     async with site.running():
-        await site.scheduler.run(site.assignment("a", {"FAKE_PREPARE_SECONDS": "1000", "FAKE_PULL_STEPS": "2"}))
+        env = {"FAKE_PREPARE_SECONDS": "1000", "FAKE_PULL_STEPS": "20", "FAKE_PULL_LAYERS": "4"}
+        deadline = site.environment.now() + 340_000
+        await site.scheduler.run(site.assignment("a", env, deadline_at=deadline, deadlines={"creatingSeconds": 340}))
         began = trio.current_time()
         final = await site.scheduler.final("a")
-        assert 59 <= trio.current_time() - began <= 62
+        assert 339 <= trio.current_time() - began <= 341
+        assert final.reason == "DeadlineExceeded"
+        assert "within 340 s; the step was pull (6 MiB of 20 MiB, 1 of 4 layers, after 5 min)" in final.message
+
+
+async def test_a_failed_pull_says_how_far_it_came(autojump_clock: MockClock) -> None:
+    """The message of a pull that failed on its way ends with the progress it had reached; the reason stays its own."""
+    site = Site()
+    async with site.running():
+        env = {"FAKE_PULL_STEPS": "10", "FAKE_PULL_LAYERS": "5", "FAKE_PREPARE_SECONDS": "20"}
+        env |= {"FAKE_FAIL": "ImagePullFailed", "FAKE_FAIL_MESSAGE": "app:1 from reg.example: the line went dead"}
+        await site.scheduler.run(site.assignment("a", env))
+        final = await site.scheduler.final("a")
         assert final.reason == "ImagePullFailed"
-        assert "no byte of the image arrived for 60 s" in final.message
+        said = "app:1 from reg.example: the line went dead; the step was pull (10 MiB of 10 MiB, 5 of 5 layers, "
+        assert final.message == said + "after 20 s)"
+        assert final.images == ()
+
+
+async def test_what_was_pulled_is_reported(autojump_clock: MockClock) -> None:
+    """Once it runs, an instance's report says what it was given; so does the report that it ended with."""
+    site = Site()
+    async with site.running():
+        env = {"FAKE_PULL_STEPS": "10", "FAKE_PULL_LAYERS": "5", "FAKE_PREPARE_SECONDS": "20", "FAKE_RUN_SECONDS": "5"}
+        await site.scheduler.run(site.assignment("a", env))
+        (image,) = (await site.scheduler.until("a", Status.RUNNING)).images
+        assert (image.containers, image.layers, image.pulled_layers, image.seconds) == (("c0",), 5, 5, 20.0)
+        assert (image.pulled_bytes, image.cached) == (10 * 2**20, False)
+        assert (await site.scheduler.final("a")).images == (image,)
 
 
 async def test_start_deadline(autojump_clock: MockClock) -> None:
