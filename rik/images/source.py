@@ -150,7 +150,7 @@ class Digest:
         self._stated = stated
         self._hash = hashlib.new(stated.partition(":")[0]) if stated else None
 
-    def update(self, data: bytes) -> None:
+    def update(self, data: bytes | memoryview) -> None:
         if self._hash is not None:
             self._hash.update(data)
 
