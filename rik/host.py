@@ -27,11 +27,12 @@ from rik.link.local import LocalLink, link_pair
 from rik.link.switchboard import Switchboard
 from rik.messages import FromWorker, ToApi, ToScheduler, ToWorker
 from rik.network.publisher import ProxyPublisher
-from rik.runtimes import make_runtimes
+from rik.runtimes import equip
 from rik.scheduler.scheduler import Scheduler
 from rik.settings import DEFAULT_LISTEN, DEMO_PREFIX, Settings
 from rik.store.base import Store
 from rik.store.sqlite import SqliteStore
+from rik.worker.images import NodeImages
 from rik.worker.node import SystemHost
 from rik.worker.sqlitejournal import SqliteJournal
 from rik.worker.worker import Worker
@@ -152,24 +153,27 @@ async def running(settings: Settings, data: DataDirectory, environment: Environm
 
         worker = None
         if "worker" in settings.roles:
+            equipment = equip(
+                settings.worker.runtime,
+                environment,
+                data.path,
+                data.host_id,
+                images=settings.images,
+                allow_dirs=settings.allow_dirs,
+                bind_to_process=settings.worker.bind_to_process,
+                unsafe_plain=settings.worker.unsafe_plain,
+            )
             worker = Worker(
                 environment,
                 settings.worker,
-                make_runtimes(
-                    settings.worker.runtime,
-                    environment,
-                    data.path,
-                    data.host_id,
-                    allow_dirs=settings.allow_dirs,
-                    bind_to_process=settings.worker.bind_to_process,
-                    unsafe_plain=settings.worker.unsafe_plain,
-                ),
+                equipment.runtimes,
                 SqliteJournal(data.path / "worker.db", environment),
                 connect_worker,
                 publisher=ProxyPublisher(settings.worker.publish_address),
                 host=SystemHost(data.path),
                 roles=settings.roles,
                 data_dir=data.path,
+                images=NodeImages(equipment.images, settings.images) if equipment.images is not None else None,
             )
             nursery.start_soon(worker.run)
         info = ClusterInfo(id=store.cluster_id, leader=settings.worker.node, store=store.name)

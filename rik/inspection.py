@@ -15,10 +15,11 @@ from rik.data_directory import DataDirectory, read_host_id
 from rik.environment import Environment, SystemEnvironment
 from rik.errors import RikError, StartupError
 from rik.images.unpack import remove_tree
-from rik.runtimes import make_runtimes
-from rik.settings import DEMO_PREFIX, default_data_dir
+from rik.runtimes import equip
+from rik.settings import DEMO_PREFIX, ImageSettings, default_data_dir
 from rik.worker.audit import audit
 from rik.worker.doctor import examine
+from rik.worker.images import NodeImages
 from rik.worker.sqlitejournal import read_uids
 
 log = logging.getLogger(__name__)
@@ -30,12 +31,15 @@ def local_doctor(data_dir: Path | None = None) -> list[dict[str, Any]]:
 
     async def look() -> list[dict[str, Any]]:
         with tempfile.TemporaryDirectory(prefix="rik-doctor-") as scratch:
-            runtimes = make_runtimes("auto", SystemEnvironment(), Path(scratch), os.urandom(4).hex())
+            runtimes = equip("auto", SystemEnvironment(), Path(scratch), os.urandom(4).hex()).runtimes
             capabilities = []
             for runtime in runtimes:
                 async with runtime.open():
                     capabilities.append(await runtime.probe())
-            checks = await examine(capabilities, path if path.is_dir() else Path(scratch), "", os.urandom(4).hex())
+            place = path if path.is_dir() else Path(scratch)
+            store = equip("auto", SystemEnvironment(), place, os.urandom(4).hex()).images
+            images = NodeImages(store, ImageSettings()) if store is not None else None
+            checks = await examine(capabilities, place, "", os.urandom(4).hex(), images=images)
         return [msgspec.to_builtins(check) for check in checks]
 
     return trio.run(look)
@@ -49,7 +53,7 @@ def local_audit(data_dir: Path | None = None) -> dict[str, Any]:
         return {"resources": [], "orphans": []}
 
     async def look() -> dict[str, Any]:
-        runtimes = make_runtimes("auto", SystemEnvironment(), path, host_id)
+        runtimes = equip("auto", SystemEnvironment(), path, host_id).runtimes
         owned = await trio.to_thread.run_sync(read_uids, path / "worker.db")
         found = await audit(runtimes, lambda: owned, data_dir=path)
         return {
@@ -77,7 +81,7 @@ async def sweep_dead_demos(environment: Environment) -> None:
         except (OSError, StartupError):
             continue  # alive, or not a demo
         try:
-            for runtime in make_runtimes("auto", environment, path, data.host_id):
+            for runtime in equip("auto", environment, path, data.host_id).runtimes:
                 await runtime.sweep(frozenset())
             await remove_tree(path)
         except (OSError, RikError, RuntimeError) as error:

@@ -16,7 +16,7 @@ from rik.environment import SystemEnvironment
 from rik.messages import Assignment
 from rik.runtime.base import Pod, Runtime
 from rik.runtime.fake import FakeMachine, FakeRuntime
-from rik.runtimes import make_runtimes
+from rik.runtimes import equip
 
 # What a runtime may declare to lack.
 UDP = "udp"  # datagrams into an instance
@@ -103,7 +103,7 @@ class ProcessSubject:
         self._host_id = secrets.token_hex(4)
 
     def runtime(self) -> Runtime:
-        return make_runtimes("process", self._environment, self._directory, self._host_id, allow_dirs=None)[0]
+        return equip("process", self._environment, self._directory, self._host_id, allow_dirs=None).runtimes[0]
 
     def container(self, does: Does) -> dict[str, Any]:
         if does.missing:
