@@ -119,6 +119,35 @@ def amount(value: Any, unit: str = "") -> str:
     return f"{size:.1f} TiB"
 
 
+def decimal_bytes(value: Any) -> str:
+    """Bytes of an image in decimal units, as registries count them: `3.4 MB`, `250 MB`; "-" for what is unknown."""
+    if not isinstance(value, int | float):
+        return "-"
+    factor, unit = _decimal_unit(value)
+    return f"{_short(value / factor)} {unit}"
+
+
+def decimal_share(done: int, total: int) -> str:
+    """`108 of 250 MB`: both in the unit of the total."""
+    factor, unit = _decimal_unit(total)
+    return f"{_short(done / factor, like=total / factor)} of {_short(total / factor)} {unit}"
+
+
+def _decimal_unit(value: float) -> tuple[int, str]:
+    factor = 1
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 999.5 * factor:
+            return factor, unit
+        factor *= 1000
+    return factor, "TB"
+
+
+def _short(value: float, like: float | None = None) -> str:
+    """With one decimal where it (or `like`, beside which it stands) is below 10 and has one to show."""
+    size = value if like is None else like
+    return f"{value:.1f}" if size < 9.95 and size != int(size) else f"{value:.0f}"
+
+
 def cores(millis: Any) -> str:
     """`1500` as `1.50`, for columns of cores; "-" for what is unknown."""
     return f"{millis / 1000:.2f}" if isinstance(millis, int | float) else "-"

@@ -10,20 +10,26 @@ from typing import IO, Any
 import click
 
 from rik.cli.output import STATUS_STYLES, clean, console, is_terminal
-from rik.cli.story import Record, is_final, progress_phrase, why
+from rik.cli.progress import Milestones
+from rik.cli.story import Record, is_final, progress_in_full, why
 
 ROWS_MAX = 20  # more do not fit a terminal; the rest is summed up in one row
 BAR_WIDTH = 24
+BAR_WIDTH_NARROW = 10
+WIDE_COLUMNS = 110  # from here on the bar and all words have room
+STATUS_WIDTH = len("Destroying")
 REFRESHES_PER_S = 10
 
 
 class PlainBoard:
-    """One line for every change that can be told from the last: `web-1  Creating  pull 43 %`."""
+    """One line for every change that can be told from the last; of progress, which comes by the second, one for every
+    tenth, layer and few seconds: `web-1  Creating  pull 43 % (108 of 250 MB, 2 of 6 layers, 12 s)`."""
 
     def __init__(self, names: Sequence[str], stream: IO[str]) -> None:
         self._stream = stream
         self._width = max((len(name) for name in names), default=0)
         self._last: dict[str, str] = {}
+        self._milestones = Milestones()
 
     def __enter__(self) -> PlainBoard:
         return self
@@ -36,9 +42,14 @@ class PlainBoard:
     def show(self, instance: Record) -> None:
         name = str(instance.get("name"))
         line = f"{name:<{self._width}}  {instance.get('status')!s:<10}  {remark(instance)}".rstrip()
-        if self._last.get(name) != line:
-            self._last[name] = line
-            click.echo(line, file=self._stream)
+        if self._last.get(name) == line:
+            return
+        progress = instance.get("progress") or {}
+        moving = instance.get("status") == "Creating" and progress
+        if moving and not self._milestones.worth_a_line(name, str(instance.get("step")), progress):
+            return
+        self._last[name] = line
+        click.echo(line, file=self._stream)
 
 
 class LiveBoard:
@@ -50,7 +61,8 @@ class LiveBoard:
         self._names = list(names)
         self._records: dict[str, Record] = {}
         self._spinners: dict[str, Any] = {}
-        self._live = Live(console=console(stream), refresh_per_second=REFRESHES_PER_S, get_renderable=self._draw)
+        self._screen = console(stream)
+        self._live = Live(console=self._screen, refresh_per_second=REFRESHES_PER_S, get_renderable=self._draw)
 
     def __enter__(self) -> LiveBoard:
         self._live.__enter__()
@@ -97,9 +109,12 @@ class LiveBoard:
         progress = instance.get("progress") or {}
         told: Any = Text(remark(instance))
         if status == "Creating" and progress.get("total"):
-            bar = ProgressBar(total=progress["total"], completed=progress.get("done") or 0, width=BAR_WIDTH)
+            columns = self._screen.width
+            width = BAR_WIDTH if columns >= WIDE_COLUMNS else BAR_WIDTH_NARROW
+            taken = len("●") + max(map(len, self._names[:ROWS_MAX])) + STATUS_WIDTH + 3 * len("  ") + width + len(" ")
+            bar = ProgressBar(total=progress["total"], completed=progress.get("done") or 0, width=width)
             told = Table.grid(padding=(0, 1))
-            told.add_row(bar, Text(remark(instance)))
+            told.add_row(bar, Text(progress_in_full(instance, columns - taken), no_wrap=True))
         return mark, Text(name), Text(status, style=STATUS_STYLES.get(status, "")), told
 
 
@@ -109,7 +124,7 @@ def remark(instance: Record) -> str:
     where = f"on {instance['node']}" if instance.get("node") else ""
     if status == "Creating":
         # Every creation begins with `queued`, and hardly any stays there.
-        return where if instance.get("step") in (None, "", "queued") else progress_phrase(instance)
+        return where if instance.get("step") in (None, "", "queued") else progress_in_full(instance)
     if status == "Running":
         return where
     if status == "Failed":

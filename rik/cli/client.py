@@ -6,7 +6,8 @@ import http.client
 import json
 import socket
 import ssl
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlencode
 
@@ -77,14 +78,38 @@ class Client:
 
     def stream(self, call: str, *names: str, query: Query | None = None) -> Iterator[bytes]:
         """The chunks of an answer of unknown length, as they come; there is no limit on the time between them."""
+        return self._stream("GET", path_of(call, *names, query=query), None, None)
+
+    def post_stream(
+        self, call: str, body: Any, *, query: Query | None = None, silence_s: float
+    ) -> Generator[Any, None, None]:
+        """The JSON lines of an answer, as they come; a server that says nothing for `silence_s` is Unreachable.
+
+        Closing the iterator closes the connection, by which the server knows that nobody waits any longer.
+        """
+        chunks = self._stream("POST", path_of(call, query=query), json.dumps(body).encode(), silence_s)
+        with closing(chunks):
+            rest = b""
+            for chunk in chunks:
+                *lines, rest = (rest + chunk).split(b"\n")
+                yield from (json.loads(line) for line in lines if line)
+            if rest:
+                yield json.loads(rest)
+
+    def _stream(
+        self, method: str, path: str, body: bytes | None, silence_s: float | None
+    ) -> Generator[bytes, None, None]:
         connection = self._connect(CONNECT_TIMEOUT_S)
+        headers = {"Content-Type": "application/json"} if body is not None else {}
         try:
             with translated(self.cluster):
-                response = self._ask(connection, "GET", path_of(call, *names, query=query), None, {})
+                if silence_s is not None and connection.sock is not None:
+                    connection.sock.settimeout(silence_s)
+                response = self._ask(connection, method, path, body, headers)
                 if response.status >= 400:
                     raise refusal(response.status, response.read(), dict(response.headers))
                 if connection.sock is not None:
-                    connection.sock.settimeout(None)
+                    connection.sock.settimeout(silence_s)
                 while chunk := response.read1(CHUNK_BYTES):
                     yield chunk
         finally:
@@ -207,6 +232,11 @@ def unreachable(cluster: Cluster, error: BaseException) -> Unreachable:
     if isinstance(error, http.client.RemoteDisconnected | ConnectionResetError | BrokenPipeError):
         return Unreachable(
             f"the server at {url} closed the connection without an answer", next_step="try again; is it shutting down?"
+        )
+    if isinstance(error, http.client.IncompleteRead):
+        return Unreachable(
+            f"the server at {url} closed the connection in the middle of its answer",
+            next_step="try again; is it shutting down?",
         )
     if isinstance(error, http.client.HTTPException):
         return Unreachable(

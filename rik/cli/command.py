@@ -82,6 +82,11 @@ def complete_nodes(ctx: click.Context, param: click.Parameter, incomplete: str) 
     return _complete("nodes.list", ctx, incomplete)
 
 
+def complete_images(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """References of images that nodes have, as above."""
+    return _complete("images.list", ctx, incomplete)
+
+
 def _complete(call: str, ctx: click.Context, incomplete: str) -> list[str]:
     try:
         client = Client(load_cluster(ctx.meta.get(SERVER), ctx.meta.get(TOKEN)))

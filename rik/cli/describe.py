@@ -19,9 +19,10 @@ from rik.cli.command import (
     plural,
 )
 from rik.cli.get import INSTANCE_COLUMNS, find
+from rik.cli.imagestory import image_lines, next_for_image
 from rik.cli.output import Column, aligned, clean, paint, paint_status, say, write_document
 from rik.cli.spelling import spelled
-from rik.cli.story import ending, is_final, port_line, progress_phrase, tail_lines
+from rik.cli.story import ending, is_final, port_line, progress_in_full, tail_lines
 
 LABEL_WIDTH = 13
 LAST_EVENTS = 20
@@ -105,6 +106,7 @@ def instance_lines(
     containers = record.get("containers") or ()
     if containers:
         lines += _section("Containers", aligned(CONTAINER_COLUMNS, _cells(CONTAINER_COLUMNS, containers)))
+    lines += _section("Images", image_lines(record))
     ports = record.get("ports") or ()
     if is_final(record):
         lines += _section(
@@ -132,7 +134,7 @@ def _instance_head(record: dict[str, Any], post_mortem: bool) -> Iterable[str]:
     if record.get("message"):
         yield _field("Message", record["message"])
     if record.get("step") and status in ("Pending", "Creating"):
-        yield _field("Step", progress_phrase(record))
+        yield _field("Step", progress_in_full(record))
     elif record.get("step") and status == "Failed":
         yield _field("Last step", record["step"])
     if record.get("stale_since") and not is_final(record):
@@ -188,6 +190,7 @@ def _next_steps(record: dict[str, Any], post_mortem: bool) -> list[str]:
     steps = [spelled(f"logs {record.get('uid') if post_mortem else name}")]
     if status in ("Pending", "Failed") and not any(c.get("started_at") for c in record.get("containers") or ()):
         steps = [spelled(f"explain {name}")] if not post_mortem else steps
+        steps = next_for_image(record) or steps
         if record.get("node"):
             steps.append(spelled(f"doctor --node {record['node']}"))
     elif status == "Running":

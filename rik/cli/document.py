@@ -75,12 +75,36 @@ def parse(source: Source) -> Any:
 
 
 def looks_like_file(target: str) -> bool:
-    """Whether `rik run TARGET` means a file: it is there, or is written as only a path is."""
-    if target == STDIN or os.path.isfile(target):
+    """Whether `rik run TARGET` means a file: it is written as only a path is, or is there and holds a document.
+
+    Of a file called `redis` nothing but its content says whether it or the image is meant.
+    """
+    if target == STDIN:
         return True
     if target.startswith(("oci:", "oci-archive:", "docker-archive:")):
         return False
-    return target.startswith((".", "/", "~")) or Path(target).suffix.lower() in MEDIA_TYPES
+    if target.startswith((".", "/", "~")) or Path(target).suffix.lower() in MEDIA_TYPES:
+        return True
+    return os.path.isfile(target) and (not _may_be_image(target) or _holds_mapping(target))
+
+
+def _may_be_image(target: str) -> bool:
+    from rik.images.errors import ImageInvalid
+    from rik.images.reference import parse_reference
+
+    try:
+        parse_reference(target)
+    except ImageInvalid:
+        return False
+    return True
+
+
+def _holds_mapping(path: str) -> bool:
+    """Whether the file can be read as an object, as every document is one."""
+    try:
+        return isinstance(parse(read_source(path)), dict)
+    except CommandError:
+        return False
 
 
 def for_image(image: str, command: tuple[str, ...]) -> dict[str, Any]:

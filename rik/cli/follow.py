@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import trio
@@ -10,6 +10,7 @@ import trio
 from rik.cli.client import Client
 from rik.cli.errors import RequestRefused
 from rik.cli.output import note
+from rik.cli.progress import fields_of
 from rik.cli.story import Record, is_final
 from rik.cli.stream import Frame
 
@@ -58,12 +59,7 @@ class Followed:
         if record is None or record.get("status") != "Creating":
             return []
         record["step"] = frame.get("step")
-        before: Mapping[str, Any] = record.get("progress") or {}
-        record["progress"] = {
-            "done": frame.get("done"),
-            "total": frame.get("total"),
-            "unit": frame.get("unit") or before.get("unit"),
-        }
+        record["progress"] = fields_of(frame, record.get("progress") or {})
         return [record]
 
     def over(self, name: str) -> bool:

@@ -46,6 +46,7 @@ COMMANDS = {
     "exec": LazyCommand("rik.cli.exec:exec_", "Run a command in a running instance."),
     "attach": LazyCommand("rik.cli.exec:attach", "Connect to the input and output of a running instance."),
     "watch": LazyCommand("rik.cli.watch:watch", "Follow every change of every instance."),
+    "image": LazyCommand("rik.cli.image:image", "The images that nodes have: list, pull, prune."),
     "top": LazyCommand("rik.cli.top:top", "What nodes or instances use right now."),
     "explain": LazyCommand("rik.cli.explain:explain", "Why an instance is where it is, and why not elsewhere."),
     "doctor": LazyCommand("rik.cli.doctor:doctor", "What each node can do, and why not when it cannot."),
@@ -53,6 +54,7 @@ COMMANDS = {
     "completion": LazyCommand("rik.cli.completion:completion", "Print the completion script of a shell."),
     "version": LazyCommand("rik.cli.version:version", "The version of this program and of the server."),
 }
+PLURALS = {"images": "image"}  # resources that have commands of their own are known by both words
 
 
 class LazyGroup(click.Group):
@@ -62,7 +64,7 @@ class LazyGroup(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        known = COMMANDS.get(cmd_name)
+        known = COMMANDS.get(PLURALS.get(cmd_name, cmd_name))
         if known is None:
             return None
         module, _, attribute = known.target.partition(":")
@@ -73,7 +75,7 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
+        if args and args[0] not in (*COMMANDS, *PLURALS) and not args[0].startswith("-") and not ctx.resilient_parsing:
             raise no_such_command(args[0], COMMANDS, ctx)
         return super().resolve_command(ctx, args)
 

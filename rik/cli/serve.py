@@ -11,6 +11,8 @@ from typing import Any
 
 import click
 
+from rik.cli.imageoptions import image_options, image_settings
+from rik.cli.parameters import Address, Duration, Size, is_loopback
 from rik.errors import StartupError
 from rik.logging import LEVELS, configure
 from rik.settings import DEFAULT_LISTEN, ROLES, ApiSettings, SchedulerSettings, Settings, WorkerSettings
@@ -18,51 +20,7 @@ from rik.settings import default_data_dir as default_directory
 
 ENVIRONMENT_PREFIX = "RIK_SERVE"
 RUNTIMES = ("auto", "process", "fake")
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(s|m|h|d)?", re.ASCII)
-_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, None: 1.0}
-_SIZE = re.compile(r"(\d+)(Ki|Mi|Gi|Ti)?B?", re.ASCII)
-_BYTES = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, None: 1}
 _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?", re.ASCII)
-
-
-class Duration(click.ParamType[float]):
-    """Seconds, from `90`, `90s`, `15m`, `12h` or `7d`."""
-
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        match = _DURATION.fullmatch(str(value))
-        if match is None:
-            self.fail(f"{value!r} is no duration: write 90s, 15m, 12h or 7d", param, ctx)
-        return float(match[1]) * _SECONDS[match[2]]
-
-
-class Size(click.ParamType[int]):
-    """Bytes, from `1048576` or `512Mi`."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        match = _SIZE.fullmatch(str(value))
-        if match is None:
-            self.fail(f"{value!r} is no size: write 512Mi, 1Gi or a number of bytes", param, ctx)
-        return int(match[1]) * _BYTES[match[2]]
-
-
-class Address(click.ParamType[tuple[str, int]]):
-    """(host, port), from `HOST:PORT`, `[V6]:PORT` or `:PORT`."""
-
-    name = "host:port"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, int]:
-        if isinstance(value, tuple):
-            return value
-        host, separator, port = str(value).rpartition(":")
-        if not separator or not port.isdecimal() or not port.isascii() or int(port) > 65_535:
-            self.fail(f"{value!r} is no address: write HOST:PORT, such as {DEFAULT_LISTEN}", param, ctx)
-        if ":" in host and not (host.startswith("[") and host.endswith("]")):
-            self.fail(f"{value!r} is no address: an IPv6 address stands in brackets, [::1]:5000", param, ctx)
-        return host.strip("[]") or "0.0.0.0", int(port)
 
 
 def _read_config(ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
@@ -95,22 +53,16 @@ def _read_config(ctx: click.Context, _param: click.Parameter, value: str | None)
 
 
 def _as_option(item: Any, *, several: bool) -> Any:
-    """A value of the file as the flag would have it: `label: {a: b}` and `label: a=b` are `label: [a=b]`, and
-    `roles: [api, worker]` is `roles: api,worker`."""
+    """A value of the file as the flag would have it: `label: {a: b}` and `label: a=b` are `label: [a=b]`,
+    `registry-mirror: {a: [b, c]}` is `registry-mirror: [a=b, a=c]`, and `roles: [api, worker]` is `roles: api,worker`.
+    """
     if isinstance(item, dict):
-        item = [f"{key}={value}" for key, value in item.items()]
+        item = [
+            f"{key}={each}" for key, value in item.items() for each in (value if isinstance(value, list) else [value])
+        ]
     if several:
         return item if isinstance(item, list) else [item]
     return ",".join(map(str, item)) if isinstance(item, list) else item
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 @click.command(context_settings={"auto_envvar_prefix": ENVIRONMENT_PREFIX, "show_default": True})
@@ -131,6 +83,7 @@ def _is_loopback(host: str) -> bool:
 @click.option("--stop-instances", is_flag=True, help="Stop every instance before ending.")
 @click.option("--keep-finished", type=Duration(), default="7d", help="How long ended instances stay listed.")
 @click.option("--log-retention", type=Size(), default="1Gi", help="How much the logs of ended instances may take.")
+@image_options
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text", help="On standard error.")
 @click.option("--log-level", type=click.Choice(LEVELS), default=None, help="[default: info; demo: warning]")
 def serve(**options: Any) -> int:
@@ -149,7 +102,7 @@ def make_settings(options: dict[str, Any]) -> Settings:
     """`Settings` from parsed options. Raises click's usage errors and StartupError."""
     demo = options["demo"]
     host, port = options["listen"]
-    if not _is_loopback(host) and not options["insecure"]:
+    if not is_loopback(host) and not options["insecure"]:
         raise StartupError(
             f"{host}:{port} is reachable from other machines, and this API asks nobody for credentials",
             next_step="listen on 127.0.0.1, or say --insecure if everybody who can reach it may run anything here",
@@ -179,6 +132,7 @@ def make_settings(options: dict[str, Any]) -> Settings:
         allow_dirs=None if demo else tuple(Path(os.path.realpath(item)) for item in options["allow_dir"]),
         log_format=options["log_format"],
         log_level=options["log_level"] or ("warning" if demo else "info"),
+        images=image_settings(options),
         scheduler=SchedulerSettings(placement=options["placement"], keep_finished_s=options["keep_finished"]),
         worker=WorkerSettings(
             node=_node_name(options["node"]),

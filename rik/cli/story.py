@@ -7,6 +7,7 @@ from typing import Any
 
 from rik.cli.amounts import absolute, amount, between
 from rik.cli.output import clean
+from rik.cli.progress import percent, phrase
 from rik.cli.spelling import spelled
 
 FINAL = ("Failed", "Terminated")
@@ -37,10 +38,15 @@ def progress_phrase(instance: Record) -> str:
     """`pull 43 %`, `pull 12.3 MiB` when the total is unknown, `start` without numbers."""
     step = str(instance.get("step") or "")
     progress = instance.get("progress") or {}
-    done, total = progress.get("done") or 0, progress.get("total") or 0
-    if total:
-        return f"{step} {min(100, 100 * done // total)} %"
+    share, done = percent(progress), progress.get("done") or 0
+    if share is not None:
+        return f"{step} {share} %"
     return f"{step} {amount(done, progress.get('unit') or 'bytes')}" if done else step
+
+
+def progress_in_full(instance: Record, room: int | None = None) -> str:
+    """`pull 43 % (108 of 250 MB, 2 of 6 layers, 12 s)`, for a line of its own; as much of it as has `room`."""
+    return phrase(str(instance.get("step") or ""), instance.get("progress") or {}, room)
 
 
 def why(instance: Record) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from datetime import UTC, datetime
 from typing import Any
 
 import click
@@ -13,7 +14,8 @@ from rik.cli.client import Client, Query
 from rik.cli.command import ClientCommand, connect, filter_options, filters
 from rik.cli.errors import CommandError
 from rik.cli.output import Column, clean, console, is_terminal, note, rich_table, say
-from rik.cli.story import Record, remarkable, status_phrase
+from rik.cli.progress import Milestones, details, fields_of
+from rik.cli.story import Record, progress_in_full, remarkable, status_phrase
 
 REFRESHES_PER_S = 4
 ENDED_SHOWN = 8  # rows of instances that are gone, kept in the live table for a while
@@ -24,8 +26,13 @@ LIVE_COLUMNS = (
     Column("Status", status_phrase, styled=True),
     Column("Node", lambda record: record.get("node") or ""),
     Column("Age", lambda record: age(record.get("created_at"))),
-    Column("Why", remarkable),
+    Column("Why", lambda record: _progress_details(record) or remarkable(record)),
 )
+
+
+def _progress_details(record: Record) -> str:
+    told = details(record.get("progress") or {}) if record.get("status") == "Creating" else ()
+    return ", ".join(part for part in told if part)
 
 
 @click.command(cls=ClientCommand)
@@ -65,9 +72,10 @@ async def _print_frames(client: Client, query: Query, name: str | None) -> None:
 async def _print_lines(client: Client, query: Query, name: str | None) -> None:
     from rik.cli.stream import watching
 
+    progress = ProgressLines(name)
     async with watching(client.cluster, query) as frames:
         async for frame in frames:
-            for line in change_lines(frame, name):
+            for line in (*change_lines(frame, name), *progress.take(frame)):
                 say(line)
 
 
@@ -90,6 +98,44 @@ def change_lines(frame: Any, name: str | None = None) -> list[str]:
     if kind == "resumed":
         return [f"-- connected again, going on after revision {frame['revision']}"]
     return []
+
+
+class ProgressLines:
+    """A line for some of the progress frames of instances in creation: a tenth, a layer, or a few seconds further on.
+
+    Fed by all frames: a progress frame names its instance alone, so what is told of it was learnt before.
+    """
+
+    def __init__(self, name: str | None = None) -> None:
+        self._name = name
+        self._creating: dict[str, dict[str, Any]] = {}
+        self._milestones = Milestones()
+
+    def take(self, frame: Any) -> list[str]:
+        """The lines that tell of the frame, as far as it is progress."""
+        if frame["type"] == "progress":
+            return self._told(frame, self._creating.get(frame["instance"]))
+        if frame["type"] == "snapshot":
+            self._creating.clear()
+        for record in frame["instances"] if frame["type"] == "snapshot" else [frame.get("instance")]:
+            if record is None or not _is(record, self._name):
+                continue
+            if record["status"] == "Creating" and frame.get("op") != "delete":
+                self._creating[record["name"]] = record
+            elif self._creating.pop(record["name"], None):
+                self._milestones.forget(record["name"])
+        return []
+
+    def _told(self, frame: Any, record: dict[str, Any] | None) -> list[str]:
+        if record is None:
+            return []
+        record.update(step=frame["step"], progress=fields_of(frame, record.get("progress") or {}))
+        text = progress_in_full(record)
+        if text == frame["step"]:  # a step without numbers is told with the next change
+            return []
+        if not self._milestones.worth_a_line(record["name"], frame["step"], record["progress"]):
+            return []
+        return [f"{clock(datetime.now(UTC).isoformat())}  {record['name']}  Creating  {text}"]
 
 
 def _line(when: str, record: Record, *, gone: bool = False) -> str:
@@ -142,9 +188,8 @@ class Table:
     def _apply_progress(self, frame: Any) -> None:
         for record in self._rows.values():
             if record["name"] == frame.get("instance") and record.get("status") == "Creating":
-                unit = (record.get("progress") or {}).get("unit")
                 record["step"] = frame.get("step")
-                record["progress"] = {"done": frame.get("done"), "total": frame.get("total"), "unit": unit}
+                record["progress"] = fields_of(frame, record.get("progress") or {})
 
     def cells(self, limit: int) -> list[list[str]]:
         """At most `limit` rows, the latest changed last; removed ones are marked."""
