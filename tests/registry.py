@@ -28,7 +28,6 @@ _BLOB = re.compile(r'"GET /v2/([^ ]+)/blobs/(sha256:[0-9a-f]{64}) HTTP/[0-9.]+" 
 START_LIMIT_S = 30.0
 PUSH_LIMIT_S = 120.0
 POLL_S = 0.02
-PIECE_BYTES = 16 << 10
 
 
 class Registry:
@@ -80,32 +79,47 @@ def _port(process: subprocess.Popen[bytes], log: Path) -> int:
     return int(found[1])
 
 
-@asynccontextmanager
-async def slow_way(port: int, bytes_per_s: float) -> AsyncIterator[str]:
-    """`127.0.0.1:PORT` of a proxy to a port of loopback; all answers together come at `bytes_per_s` at most."""
-    gate = trio.Lock()
+class SlowWay:
+    """A proxy at `host` (`127.0.0.1:PORT`) to a port of loopback; all answers together come at `bytes_per_s` at most,
+    which may be changed at any time.
+    """
 
-    async def answer(upstream: trio.SocketStream, client: trio.SocketStream) -> None:
-        async for piece in upstream:
-            async with gate:
-                await trio.sleep(len(piece) / bytes_per_s)
-            await client.send_all(piece)
-        await client.send_eof()
+    def __init__(self, port: int, bytes_per_s: float) -> None:
+        self.host = ""
+        self.bytes_per_s = bytes_per_s
+        self._port = port
+        self._gate = trio.Lock()
 
-    async def serve(client: trio.SocketStream) -> None:
+    async def run(self, task_status: trio.TaskStatus[list[trio.SocketListener]]) -> None:
+        """Until cancelled."""
+        [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        self.host = f"127.0.0.1:{listener.socket.getsockname()[1]}"
+        await trio.serve_listeners(self._serve, [listener], task_status=task_status)
+
+    async def _serve(self, client: trio.SocketStream) -> None:
         try:
-            async with client, await trio.open_tcp_stream("127.0.0.1", port) as upstream:
-                upstream.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_RCVBUF, 4 * PIECE_BYTES)
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(answer, upstream, client)
-                    async for piece in client:
-                        await upstream.send_all(piece)
-                    await upstream.send_eof()
+            upstream = await trio.open_tcp_stream("127.0.0.1", self._port)
+            async with client, upstream, trio.open_nursery() as nursery:
+                nursery.start_soon(self._answer, upstream, client)
+                async for piece in client:
+                    await upstream.send_all(piece)
+                await upstream.send_eof()
         except* (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # either end may go, also by kill -9
 
+    async def _answer(self, upstream: trio.SocketStream, client: trio.SocketStream) -> None:
+        async for piece in upstream:
+            async with self._gate:
+                await trio.sleep(len(piece) / self.bytes_per_s)
+            await client.send_all(piece)
+        await client.send_eof()
+
+
+@asynccontextmanager
+async def slow_way(port: int, bytes_per_s: float) -> AsyncIterator[SlowWay]:
+    """A SlowWay that runs."""
+    way = SlowWay(port, bytes_per_s)
     async with trio.open_nursery() as nursery:
-        [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        await nursery.start(trio.serve_listeners, serve, [listener])
-        yield f"127.0.0.1:{listener.socket.getsockname()[1]}"
+        await nursery.start(way.run)
+        yield way
         nursery.cancel_scope.cancel()
