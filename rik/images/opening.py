@@ -18,19 +18,17 @@ from rik.images.reference import (
     LayoutReference,
     Reference,
     RegistryReference,
-    familiar,
 )
+from rik.images.registry.registries import Registries
 from rik.images.source import Source
 
 
-async def open_source(reference: Reference, wanted: Platform, allow_dirs: Sequence[Path] | None) -> Source:
-    """The source for a reference. Raises ImageError; for a registry always, until there is a client for them."""
+async def open_source(
+    reference: Reference, wanted: Platform, allow_dirs: Sequence[Path] | None, registries: Registries
+) -> Source:
+    """The source for a reference. Raises ImageError; `host` is none (ValueError)."""
     if isinstance(reference, RegistryReference):
-        raise ImagePullFailed(
-            f"{familiar(reference)} cannot be pulled from {reference.registry}: RIK does not pull from registries yet",
-            next_step="use `oci:DIR`, `oci-archive:FILE` or `docker-archive:FILE`, which skopeo and docker save "
-            "write, or `host`",
-        )
+        return registries.source(reference, wanted)
     if isinstance(reference, HostReference):
         raise ValueError("`host` has no layers")
     files = await trio.to_thread.run_sync(_open_files, reference, allow_dirs, abandon_on_cancel=True)

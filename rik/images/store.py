@@ -30,6 +30,7 @@ from rik.images.manifest import ImageConfig, Platform, chain_ids, read_config, t
 from rik.images.opening import open_source
 from rik.images.pruning import Pruned, StoredImage
 from rik.images.reference import Reference, familiar, parse_reference
+from rik.images.registry.registries import Registries
 from rik.images.source import Layer, Source
 from rik.images.unpack import Limits, Unpacked, check_totals, remove_tree, unpack
 from rik.linux.idmap import IdMap, Unavailable
@@ -147,6 +148,7 @@ class ImageStore:
         self._allow_dirs = allow_dirs
         self._limits = limits or Limits()
         self._platform = platform or this_platform()
+        self._registries = Registries(settings or ImageSettings(), directory / "downloads")
         self._flights: dict[str, _Flight] = {}
         self._unpacking = trio.CapacityLimiter(UNPACK_AT_ONCE)
 
@@ -166,7 +168,7 @@ class ImageStore:
         Raises ImageError, with nothing half-made left behind; a cancelled call leaves nothing either, and another one
         that waits for the same layer goes on with it. `host` is no image (ValueError).
         """
-        source = await open_source(reference, self._platform, self._allow_dirs)
+        source = await open_source(reference, self._platform, self._allow_dirs, self._registries)
         resolved = await source.resolve()
         where = str(reference)
         found = await trio.to_thread.run_sync(self._find, resolved.digest)
