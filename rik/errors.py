@@ -42,10 +42,11 @@ class FieldError(NamedTuple):
 
 
 class Refused(RikError):
-    """The request cannot be done as it was asked."""
+    """The request cannot be done as it was asked. `reason` is a code for programs; "": the class's name is."""
 
     http_status = 400
     title = "Bad request"
+    reason = ""
     errors: tuple[FieldError, ...] = ()
 
 

@@ -19,7 +19,7 @@ from rik.api.gate import Gate
 from rik.api.metrics import Metrics
 from rik.api.openapi import openapi_document
 from rik.api.operations import WEBSOCKET, Call, Chunks, Operation, Reply, encode, parse_query
-from rik.api.routes import cluster, health, instances, streams, workloads
+from rik.api.routes import cluster, health, images, instances, streams, workloads
 from rik.api.service import Service
 from rik.api.streams import CLOSE_FAILED
 
@@ -44,6 +44,7 @@ def operations_of(metrics: Metrics) -> tuple[Operation, ...]:
         *instances.OPERATIONS,
         *streams.OPERATIONS,
         *cluster.OPERATIONS,
+        *images.OPERATIONS,
         *health.operations(show_metrics, show_openapi),
     )
     described = encode(openapi_document(table)).body

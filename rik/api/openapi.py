@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import rik
-from rik.api.operations import PROBLEM, WEBSOCKET, Operation, Outcome, Parameter
+from rik.api.operations import JSON_LINES, PROBLEM, WEBSOCKET, Operation, Outcome, Parameter
 from rik.api.schemas import SCHEMAS, STATUS, ref
 
 # What any call may answer beside its own outcomes.
@@ -82,7 +82,10 @@ def _outcome(outcome: Outcome) -> dict[str, Any]:
         return {"description": outcome.description}
     media = outcome.media_type.partition(";")[0]
     schema = outcome.schema if outcome.schema is not None else {"type": "string"}
-    return {"description": outcome.description, "content": {media: {"schema": schema}}}
+    content = {media: {"schema": schema}}
+    if outcome.lines is not None:
+        content[JSON_LINES] = {"schema": {**outcome.lines, "description": "Of each line."}}
+    return {"description": outcome.description, "content": content}
 
 
 def _parameter(parameter: Parameter) -> dict[str, Any]:

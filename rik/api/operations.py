@@ -21,6 +21,7 @@ WEBSOCKET = "WEBSOCKET"
 JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
 PROBLEM = "application/problem+json"
+JSON_LINES = "application/x-ndjson"
 
 _DURATION = re.compile(r"(?:(\d{1,6})d)?(?:(\d{1,6})h)?(?:(\d{1,8})m)?(?:(\d{1,10})s)?", re.ASCII)
 _TRUE = frozenset({"", "1", "true", "yes", "on"})
@@ -71,11 +72,13 @@ class Reply(msgspec.Struct, frozen=True):
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """One status of an operation in the OpenAPI document. No `schema`: the body is empty, or text."""
+    """One status of an operation in the OpenAPI document. No `schema`: the body is empty, or text. `lines` is the
+    schema of each line where the body can also be asked for as JSON_LINES."""
 
     description: str
     schema: Mapping[str, Any] | None = None
     media_type: str = JSON
+    lines: Mapping[str, Any] | None = None
 
 
 Body = TypeVar("Body")

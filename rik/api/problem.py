@@ -62,7 +62,7 @@ def of_exception(error: BaseException, method: str, max_body_bytes: int) -> Repl
                 error.message,
                 title=error.title,
                 errors=render_refusal(error),
-                reason=type(error).__name__,
+                reason=error.reason or type(error).__name__,
                 next_step=error.next_step,
             )
         case Unavailable():

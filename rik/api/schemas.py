@@ -87,22 +87,61 @@ _FULL: dict[str, Schema] = {
     "log_tail": array(closed({"container": TEXT, "stream": TEXT, "at": nullable(TIME), "line": TEXT})),
 }
 
+_SECONDS: Schema = {"type": "number", "minimum": 0}
+_PULLED_IMAGE: dict[str, Schema] = {
+    "reference": TEXT,
+    "digest": TEXT,
+    "origin": TEXT,
+    "cached": BOOLEAN,
+    "layers": COUNT,
+    "pulled_layers": COUNT,
+    "pulled_bytes": COUNT,
+    "size_bytes": COUNT,
+    "seconds": _SECONDS,
+    "pulled_at": nullable(TIME),
+    "exposed_ports": array(TEXT),
+    "dropped": {"type": "object", "additionalProperties": COUNT},
+}
+_STORED_IMAGE: dict[str, Schema] = {
+    "references": array(TEXT),
+    "digest": TEXT,
+    "origin": TEXT,
+    "layers": COUNT,
+    "size_bytes": COUNT,
+    "pulled_bytes": COUNT,
+    "seconds": _SECONDS,
+    "pulled_at": nullable(TIME),
+    "used_at": nullable(TIME),
+    "instances": array(TEXT),
+    "exposed_ports": array(TEXT),
+    "dropped": {"type": "object", "additionalProperties": COUNT},
+}
+
 SCHEMAS: dict[str, Schema] = {
-    "ImageUse": closed(
+    "ImageUse": closed({**_PULLED_IMAGE, "containers": array(TEXT)}),
+    "ImageEntry": closed({"id": TEXT, "name": TEXT, "value": closed({"node": TEXT, **_STORED_IMAGE})}),
+    "Pulled": closed({"image": TEXT, "pulled": array(closed({"node": TEXT, **_PULLED_IMAGE}))}),
+    "PullLine": {
+        "oneOf": [
+            closed({"type": {"const": "progress"}, "node": TEXT, "step": TEXT, **_PROGRESS}),
+            closed({"type": {"const": "image"}, "node": TEXT, **_PULLED_IMAGE}),
+            closed({"type": {"const": "error"}, "node": TEXT, "problem": ref("Problem")}),
+        ]
+    },
+    "PrunedImages": closed(
         {
-            "reference": TEXT,
-            "digest": TEXT,
-            "containers": array(TEXT),
-            "origin": TEXT,
-            "cached": {"type": "boolean"},
-            "layers": COUNT,
-            "pulled_layers": COUNT,
-            "pulled_bytes": COUNT,
-            "size_bytes": COUNT,
-            "seconds": {"type": "number", "minimum": 0},
-            "pulled_at": nullable(TIME),
-            "exposed_ports": array(TEXT),
-            "dropped": {"type": "object", "additionalProperties": COUNT},
+            "nodes": array(
+                closed(
+                    {
+                        "node": TEXT,
+                        "removed": array(closed(_STORED_IMAGE)),
+                        "freed_bytes": COUNT,
+                        "kept": COUNT,
+                        "size_bytes": COUNT,
+                    }
+                )
+            ),
+            "freed_bytes": COUNT,
         }
     ),
     "Problem": closed(

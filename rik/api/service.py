@@ -209,7 +209,7 @@ class Service:
         record = await self.find_instance(name_or_uid)
         if not record.node_id or record.status.final:
             raise NotRunning(record)
-        return await self._ask_worker(record.node_id, record.node, ReadStats(record.uid))
+        return await self.ask_worker(record.node_id, record.node, ReadStats(record.uid))
 
     # --- events, nodes, cluster ---
 
@@ -232,18 +232,19 @@ class Service:
         ]
 
     def show_node(self, id_or_name: str) -> dict[str, Any]:
-        node = self._node(id_or_name)
+        node = self.node(id_or_name)
         return render_node(node, *self.view.allocated().get(node.id, (Resources(), 0)))
 
     async def audit_node(self, id_or_name: str) -> msgspec.Raw:
-        node = self._node(id_or_name)
-        return await self._ask_worker(node.id, node.name, Audit())
+        node = self.node(id_or_name)
+        return await self.ask_worker(node.id, node.name, Audit())
 
     async def doctor_node(self, id_or_name: str) -> msgspec.Raw:
-        node = self._node(id_or_name)
-        return await self._ask_worker(node.id, node.name, Doctor())
+        node = self.node(id_or_name)
+        return await self.ask_worker(node.id, node.name, Doctor())
 
-    def _node(self, id_or_name: str) -> Node:
+    def node(self, id_or_name: str) -> Node:
+        """Raises NotFound."""
         node = self.view.node(id_or_name)
         if node is None:
             raise NotFound(f"there is no node {id_or_name!r}", next_step="see `rik get nodes`")
@@ -269,15 +270,18 @@ class Service:
         except NodeUnavailable:
             raise NodeUnavailable(f"node {node_name} is not connected", next_step="see `rik get nodes`") from None
 
-    async def _ask_worker(self, node_id: str, node_name: str, request: StreamRequest) -> msgspec.Raw:
+    async def ask_worker(
+        self, node_id: str, node_name: str, request: StreamRequest, deadline_s: float = STREAM_DEADLINE_S
+    ) -> msgspec.Raw:
+        """The one JSON text that answers the request. Raises NodeUnavailable, and StreamFailed when it is refused."""
         stream = await self.open_stream(node_id, node_name, request)
         parts: list[bytes] = []
         try:
-            with trio.fail_after(STREAM_DEADLINE_S):
+            with trio.fail_after(deadline_s):
                 while (frame := await stream.receive()) is not None:
                     parts.append(frame)
         except trio.TooSlowError:
-            raise NodeUnavailable(f"node {node_name} did not answer within {STREAM_DEADLINE_S:.0f} s") from None
+            raise NodeUnavailable(f"node {node_name} did not answer within {deadline_s:.0f} s") from None
         finally:
             with trio.CancelScope(shield=True):
                 await stream.aclose()

@@ -10,9 +10,9 @@ import trio
 from rik.link.base import MAX_FRAME_BYTES, Stream
 
 
-async def send_whole(stream: Stream, answer: dict[str, Any]) -> None:
-    """One JSON text, in as many frames as it takes. Raises LinkClosed."""
-    data = msgspec.json.encode(answer)
+async def send_whole(stream: Stream, answer: dict[str, Any], *, end: bytes = b"") -> None:
+    """One JSON text and its `end`, in as many frames as it takes. Raises LinkClosed."""
+    data = msgspec.json.encode(answer) + end
     for start in range(0, len(data), MAX_FRAME_BYTES):
         await stream.send(data[start : start + MAX_FRAME_BYTES])
 

@@ -137,7 +137,7 @@ class NodeImages:
         if problem is not None:
             raise problem
         if image is not None:
-            await send_whole(stream, {"type": "image", **_render_pulled(image)})
+            await send_whole(stream, {"type": "image", **_render_pulled(image)}, end=b"\n")
 
 
 class _Told:
@@ -164,7 +164,7 @@ class _Told:
                 passed_s = trio.current_time() - self._heard_at
                 shown = replace(self._latest, seconds=self._latest.seconds + passed_s)
                 line = {"type": "progress", "step": shown.step, **render_progress(shown)}
-                await self._stream.send(msgspec.json.encode(line))
+                await self._stream.send(msgspec.json.encode(line) + b"\n")
                 await trio.sleep(PROGRESS_INTERVAL_S)
         except LinkClosed:
             scope.cancel()

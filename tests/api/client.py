@@ -119,7 +119,10 @@ class ApiClient(httpx.AsyncClient):
             return
         if media_type not in content:
             raise NotDescribed(f"{what}: {media_type!r} is not among {list(content)}")
-        if not stream and request.method != "HEAD" and media_type.endswith("json"):
+        if not stream and media_type == "application/x-ndjson":
+            for line in response.text.splitlines():
+                self._validate(content[media_type]["schema"], json.loads(line), what)
+        elif not stream and request.method != "HEAD" and media_type.endswith("json"):
             self._validate(content[media_type]["schema"], response.json(), what)
 
     def _validate(self, schema: dict[str, Any], value: Any, what: str) -> None:

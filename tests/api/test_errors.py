@@ -42,7 +42,7 @@ async def raw(running: Running, request: bytes) -> tuple[int, dict[str, str], by
 @pytest.mark.parametrize(
     "path",
     ["/", "/nope", "/api/v0", "/api/v0/", "/api/v0/nodes.join", "/api/v0/nodes.cordon", "/api/v0/tenants.list",
-     "/api/v0/images.list", "/api/v1/instances.list", "/api/v0/instances.get/", "/api/v0/instances.list/",
+     "/api/v1/instances.list", "/api/v0/instances.get/", "/api/v0/instances.list/",
      "/static/x", "/api/v0/instances.get/a/b"],
 )  # fmt: skip
 async def test_unknown_routes_are_404(running: Running, path: str) -> None:

@@ -185,6 +185,7 @@ async def test_the_document_describes_every_call_of_the_contract(serve: Serve) -
         "instances.list", "instances.get", "instances.create", "instances.delete", "instances.logs", "instances.exec",
         "instances.attach", "instances.stats", "instances.explain", "instances.watch",
         "nodes.list", "nodes.get", "nodes.audit", "nodes.doctor", "events.list", "cluster.info",
+        "images.list", "images.pull", "images.prune",
     }  # fmt: skip
     assert {"/healthz", "/readyz", "/metrics", "/openapi.json", "/workloads/schema-v1.json"} <= set(document["paths"])
     names = [operation["operationId"] for path in document["paths"].values() for operation in path.values()]
