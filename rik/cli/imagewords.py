@@ -13,12 +13,18 @@ DIGEST_CHARS = 12  # of 64: as other tools shorten them; unique enough to be loo
 UNNAMED = "(no name)"
 EXAMPLE_PORT = 8080
 
-# What a node could not keep of an image: what one and several of them are called, and why they were left out.
+# What a node could not keep of an image: of one, and of several.
 LEFT_OUT = {
-    "devices": ("device", "devices", "were left out: only root may make them"),
-    "owners": ("owner", "owners", "could not be kept: this node has no such user ids to give"),
-    "xattrs": ("extended attribute", "extended attributes", "could not be kept on this file system"),
-    "other": ("file", "files", "of a kind that layers do not have were left out"),
+    "devices": ("{} device was left out: not allowed here", "{} devices were left out: not allowed here"),
+    "owners": (
+        "{} file belongs to another user than in the image: this node has no such id to give",
+        "{} files belong to other users than in the image: this node has no such ids to give",
+    ),
+    "xattrs": (
+        "{} extended attribute was left out: not allowed here",
+        "{} extended attributes were left out: not allowed here",
+    ),
+    "other": ("{} entry of an unknown kind was left out", "{} entries of unknown kinds were left out"),
 }
 
 Json = Mapping[str, Any]
@@ -54,13 +60,12 @@ def pulled(image: Json) -> str:
 
 
 def left_out(dropped: Json) -> list[str]:
-    """A sentence for each kind: `2 devices were left out: only root may make them`."""
+    """A sentence for each kind: `2 devices were left out: not allowed here`."""
     lines = []
     for kind, count in dropped.items():
-        if not count:
-            continue
-        one, several, what = LEFT_OUT.get(kind, (kind, kind, "could not be kept"))
-        lines.append(f"{plural(count, one, several)} {what.replace('were', 'was', 1) if count == 1 else what}")
+        one, several = LEFT_OUT.get(kind, (f"{{}} {kind} was left out", f"{{}} {kind} were left out"))
+        if count:
+            lines.append((one if count == 1 else several).format(f"{count:,}"))
     return lines
 
 

@@ -21,6 +21,10 @@ EXAMPLES = Path(__file__).parent.parent.parent / "examples"
         ("alpine:3.20", "alpine"),
         ("registry.example:5000/team/My_App:v1", "my-app"),
         ("nginx@sha256:" + "0" * 64, "nginx"),
+        ("127.0.0.1:5000/app@sha256:" + "0" * 64, "app"),
+        ("localhost:5000/team/app:v1.2@sha256:" + "0" * 64, "app"),
+        ("ghcr.io/team/my__app", "my-app"),
+        ("registry.example/" + "a" * 80, "a" * 63),
         ("oci:/srv/images/busybox/:latest", "busybox"),
         ("docker-archive:./app.tar.gz", "app"),
         ("host", "host"),
@@ -65,6 +69,22 @@ def test_local_images_are_named_in_full(monkeypatch: pytest.MonkeyPatch, tmp_pat
 def test_file_or_image(target: str, is_file: bool) -> None:
     """What is written as only a path is, is a file, there or not; everything else is an image."""
     assert document.looks_like_file(target) is is_file
+
+
+def test_file_called_like_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file called like an image is run when it holds a document, and does not hide the image otherwise."""
+    monkeypatch.chdir(tmp_path)
+    for text in ('{"kind": "Pod"}', "apiVersion: v1\nname: x\n"):
+        (tmp_path / "alpine").write_text(text)
+        assert document.looks_like_file("alpine")
+    for content in (b"\x7fELF\x02\x01\0", b"#!/bin/sh\nexec redis\n", b"", b"alpine: [", b"- a\n"):
+        (tmp_path / "alpine").write_bytes(content)
+        assert not document.looks_like_file("alpine")
+        assert document.looks_like_file("./alpine")
+    (tmp_path / "Pod file").write_bytes(b"")
+    assert document.looks_like_file("Pod file"), "it can be nothing else"
+    (tmp_path / "redis").mkdir()
+    assert not document.looks_like_file("redis")
 
 
 def test_missing_file(tmp_path: Path) -> None:

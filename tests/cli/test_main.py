@@ -65,7 +65,12 @@ def test_every_command_has_help(name: str) -> None:
         (["gett", "instances"], "did you mean `get`?"),
         (["get", "instanes"], "did you mean `instances`?"),
         (["tenant", "list"], "no such command `tenant`"),
-        (["image", "list"], "no such command `image`"),
+        (["image", "lst"], "did you mean `list`?"),
+        (["image", "pull"], "missing argument 'IMAGE'"),
+        (["image", "pull", "https://docker.io/alpine"], "leave out `https://`"),
+        (["image", "pull", "team/App"], "did you mean `team/app`"),
+        (["image", "pull", "host"], "there is nothing to pull"),
+        (["image", "prune", "--unused", "soon"], "--unused: 'soon' is no duration"),
         (["node", "drain", "x"], "no such command `node`"),
         (["get", "instances", "--statu", "Running"], "--status"),
         (["get", "instances", "-o", "xml"], "xml"),
@@ -102,6 +107,10 @@ def test_wrong_usage(arguments: list[str], hint: str) -> None:
         ["explain", "x"],
         ["top", "nodes"],
         ["audit", "--node", "x"],
+        ["image", "list"],
+        ["images"],
+        ["image", "pull", "alpine"],
+        ["image", "prune"],
     ],
 )
 def test_no_server(arguments: list[str], nowhere: str) -> None:
@@ -207,6 +216,9 @@ def test_completion(nowhere: str) -> None:
     assert complete("rik get no", 2) == ["nodes"]
     assert complete("rik get instances --st", 3) == ["--status"]
     assert complete("rik logs a", 2) == []
+    assert complete("rik im", 1) == ["image"]
+    assert complete("rik image pu", 2) == ["pull"]
+    assert complete("rik image prune --dr", 3) == ["--dry-run"]
 
 
 def test_configuration_file_is_named_in_errors(tmp_path: Path) -> None:

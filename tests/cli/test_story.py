@@ -135,3 +135,92 @@ def test_description_of_an_instance() -> None:
         "next: rik logs abcdefgh",
     ):
         assert part in text
+
+
+def used(**fields: Any) -> dict[str, Any]:
+    """An image as an instance's record has it."""
+    image = {
+        "reference": "nginx:1.27",
+        "digest": "sha256:" + "ab" * 32,
+        "containers": ["web"],
+        "origin": "docker.io",
+        "cached": False,
+        "layers": 6,
+        "pulled_layers": 6,
+        "pulled_bytes": 72_000_000,
+        "size_bytes": 190_000_000,
+        "seconds": 4.2,
+        "pulled_at": "2026-01-31T12:00:00.000Z",
+        "exposed_ports": ["80/tcp", "443/tcp"],
+        "dropped": {},
+    }
+    return {**image, **fields}
+
+
+def running(*images: dict[str, Any], **container: Any) -> dict[str, Any]:
+    spec = {"containers": [{"name": "web", "image": "nginx:1.27", **container}]}
+    return {**FAILED, "status": "Running", "reason": "", "spec": spec, "images": list(images)}
+
+
+def described(record: dict[str, Any]) -> str:
+    return "\n".join(instance_lines(record))
+
+
+def test_images_of_an_instance() -> None:
+    """A description tells of each image its digest and origin, how large it is, what pulling it took, what is missing,
+    and how to publish what it exposes.
+    """
+    text = described(running(used(dropped={"devices": 2, "owners": 1_200})))
+    section = text[text.index("\nImages\n") :].split("\n\n")[0].strip().splitlines()
+    assert section[:5] == [
+        "Images",
+        "  nginx:1.27  (of web)",
+        f"    digest  sha256:{'ab' * 32}",
+        "    from    docker.io",
+        "    size    190 MB unpacked, 6 layers",
+    ]
+    assert section[5].startswith("    pulled  6 of 6 layers, 72 MB in 4.2 s, 2026-01-31 12:00:00.000Z (")
+    assert section[6:8] == [
+        "    note    2 devices were left out: not allowed here",
+        "    note    1,200 files belong to other users than in the image: this node has no such ids to give",
+    ]
+    assert section[8] == (
+        "    exposes 80/tcp, 443/tcp, which nothing publishes; "
+        'to publish it, write "ports": [{"port": 8080, "targetPort": 80}] into the container'
+    )
+
+
+def test_images_that_were_there() -> None:
+    """An image that a node had already, or of which it had some layers, is told to have been there."""
+    assert "cached  it was on the node already, pulled 2026-01-31 12:00:00.000Z" in described(
+        running(used(cached=True))
+    )
+    assert "; the other 4 were there already" in described(running(used(pulled_layers=2)))
+    assert "; all layers were there already" in described(running(used(pulled_layers=0, pulled_bytes=0)))
+
+
+def test_ports_that_need_no_hint() -> None:
+    """Where a port is published, where the host's network is used, and after the end there is no hint about ports."""
+    assert "exposes" not in described(running(used(), ports=[{"port": 8080, "targetPort": 80}]))
+    assert "exposes" not in described(running(used(exposed_ports=[])))
+    of_host = running(used())
+    of_host["spec"]["hostNetwork"] = True
+    assert "exposes" not in described(of_host)
+    assert "exposes" not in described({**running(used()), "status": "Terminated"})
+
+
+def test_failure_of_an_image() -> None:
+    """What failed for its image's sake is told with the pull that shows it again; of several images, with those there
+    are.
+    """
+    failed = {**FAILED, "reason": "ImagePullFailed", "containers": [], "spec": running()["spec"]}
+    assert "next: rik image pull nginx:1.27 --node laptop" in described(failed)
+    failed["spec"]["containers"].append({"name": "log", "image": "alpine"})
+    assert "next: rik image list --node laptop" in described(failed)
+
+
+def test_description_of_a_pull() -> None:
+    """While an image is pulled the description says how far it is."""
+    progress = {"done": 108_000_000, "total": 250_000_000, "unit": "bytes", "layers": {"done": 2, "total": 6}}
+    text = described({**FAILED, "status": "Creating", "step": "pull", "progress": {**progress, "seconds": 12}})
+    assert "Step:         pull 43 % (108 of 250 MB, 2 of 6 layers, 12 s)" in text
