@@ -13,10 +13,13 @@ from typing import BinaryIO, Protocol
 
 from rik.images.errors import ImageInvalid, ImageNotFound, ImagePullFailed, ImageUnauthorized
 from rik.images.reference import ArchiveReference, LayoutReference
-from rik.images.untar.tarstream import BadTar, StrictTarInfo, next_member, open_tar
+from rik.images.untar.members import HARD_LINK, REGULAR, SYMBOLIC_LINK, Members
+from rik.images.untar.tarstream import BadTar, TarStream
 
 # What `docker save` of the largest images has is a few hundred; each costs time to read over.
 MAX_ARCHIVE_MEMBERS = 20_000
+_MAX_EXTENDED_BYTES = 4096  # names in an image archive are short
+_TABLE_READ_BYTES = 2048  # a header, and that of the next file when this one is small
 _MAX_LINK_HOPS = 8
 _COMPRESSIONS = ((b"\x1f\x8b", "gzip"), (b"\x28\xb5\x2f\xfd", "zstd"), (b"\xfd7zXZ", "xz"), (b"BZh", "bzip2"))
 
@@ -135,32 +138,28 @@ class ArchiveFiles:
         file.seek(0)
         size = os.fstat(file.fileno()).st_size
         try:
-            tar = open_tar(file, _OuterTarInfo)
+            stream = TarStream(lambda: file.read(_TABLE_READ_BYTES), lambda count: file.seek(count, os.SEEK_CUR))
+            members = Members(stream, _MAX_EXTENDED_BYTES)
             count = 0
-            while (member := next_member(tar)) is not None:
+            while (member := members.next()) is not None:
                 count += 1
                 if count > MAX_ARCHIVE_MEMBERS:
                     raise BadTar(f"more than {MAX_ARCHIVE_MEMBERS:,} files, which no image has")
                 name = os.path.normpath("/" + member.name).lstrip("/")
-                if member.issparse():
+                if member.pieces is not None:
                     raise BadTar(f"{name!r} is stored as a sparse file")
-                if member.isreg():
-                    if member.offset_data + member.size > size:
+                if member.kind == REGULAR:
+                    if member.offset + member.size > size:
                         raise BadTar(f"it ends in the middle of {name!r}: it was cut short")
-                    self._places[name] = (member.offset_data, member.size)
-                elif member.issym():
+                    self._places[name] = (member.offset, member.size)
+                elif member.kind == SYMBOLIC_LINK:
                     self._links[name] = os.path.normpath(
                         os.path.join("/", os.path.dirname(name), member.linkname)
                     ).lstrip("/")
-                elif member.islnk():
+                elif member.kind == HARD_LINK:
                     self._links[name] = os.path.normpath("/" + member.linkname).lstrip("/")
         except BadTar as error:
             raise ImageInvalid(f"{self._reference}: {self._reference.file} is no usable tar archive: {error}") from None
-
-
-class _OuterTarInfo(StrictTarInfo):
-    # Names in an image archive are short. tarfile's way of reading these headers is quadratic in their size at worst.
-    max_extended_bytes = 4096
 
 
 def _open_plain(path: str, what: str) -> tuple[int, str]:

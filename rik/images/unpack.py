@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import importlib.util
 import math
 import os
@@ -15,19 +16,27 @@ import trio
 from rik.images import confined
 from rik.images.confined import Child, Owners
 from rik.images.errors import ImageInvalid, ImagePullFailed
+from rik.images.untar.compression import OPTIONAL_PACKAGES
 from rik.images.untar.discard import discard
 from rik.linux.idmap import Unavailable, detect
+from rik.settings import ImageSettings
+
+_DEFAULTS = ImageSettings()
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """What an image may be when it is unpacked. The ratio (unpacked : compressed) is of a layer, the rest of the
-    whole image."""
+    """What an image may be when it is unpacked, as in `ImageSettings`, whose defaults these are. The ratio (unpacked :
+    compressed) is of a layer, the rest of the whole image."""
 
-    max_bytes: int = 20_000_000_000
-    max_entries: int = 1_000_000
-    max_ratio: int = 200
-    ratio_free_bytes: int = 100_000_000  # small layers may well be mostly zeros
-    layer_deadline_s: float = 600.0
+    max_bytes: int = _DEFAULTS.max_bytes
+    max_entries: int = _DEFAULTS.max_entries
+    max_ratio: int = _DEFAULTS.max_ratio
+    ratio_free_bytes: int = _DEFAULTS.ratio_free_bytes  # small layers may well be mostly zeros
+    layer_deadline_s: float = _DEFAULTS.layer_deadline_s
+
+    @classmethod
+    def of(cls, settings: ImageSettings) -> Limits:
+        return cls(**{name: getattr(settings, name) for name in cls.__struct_fields__})
 
 
 class Unpacked(msgspec.Struct, frozen=True):
@@ -69,7 +78,7 @@ async def unpack(
         },
         "algorithm": algorithm,
         "cpu_s": math.ceil(limits.layer_deadline_s) + 1,
-        "zstandard": _zstandard_path(),
+        "packages": {name: _path_of(name) for name in OPTIONAL_PACKAGES},
     }
 
     async def feed(child: Child) -> None:
@@ -112,9 +121,10 @@ async def remove_tree(path: Path, owners: Owners | None = None) -> None:
         raise OSError(answer.get("errno", errno.EIO), answer["message"], str(path))
 
 
-def _zstandard_path() -> str:
-    """Where the child finds the package, whose own search path is empty; "" when it is not installed."""
-    spec = importlib.util.find_spec("zstandard")
+@functools.cache
+def _path_of(package: str) -> str:
+    """Where the child finds it, whose own search path is empty; "" when it is not installed."""
+    spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         return ""
     return os.path.dirname(next(iter(spec.submodule_search_locations)))

@@ -1,18 +1,20 @@
-"""Owners, modes, times and extended attributes of what a layer brings: kept where this host allows, else counted.
+"""Owners, modes and extended attributes of what a layer brings: kept where this host allows, else counted.
 Standard library only."""
 
 from __future__ import annotations
 
 import errno
 import os
+import stat
 
 from rik.images.untar.merged import OPAQUE_NAMES
 from rik.images.untar.tarstream import BadTar, shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import tarfile
     from collections.abc import Callable
+
+    from rik.images.untar.members import Member
 
 # What setxattr says when a file system, a namespace or an attribute's size is the matter (ext4: ENOSPC when it is too
 # large).
@@ -20,9 +22,7 @@ UNSUPPORTED = (
     errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EINVAL, errno.E2BIG, errno.ERANGE, errno.ENOSPC
 )  # fmt: skip
 _NOT_OURS_TO_GIVE = (errno.EINVAL, errno.EPERM)
-_XATTR = "SCHILY.xattr."  # how PAX headers carry them (star, GNU tar, Go)
 _MAX_ID = 2**32 - 2
-_MAX_TIME_NS = (1 << 62) - 1
 
 
 class Attributes:
@@ -31,21 +31,28 @@ class Attributes:
     def __init__(self, drop: Callable[[str], None]) -> None:
         self._drop = drop
 
-    def apply(self, path: str, member: tarfile.TarInfo) -> None:
-        """Owner, then mode, then extended attributes: a change of owner would clear set-uid bits and capabilities."""
-        if not (0 <= member.uid <= _MAX_ID and 0 <= member.gid <= _MAX_ID):
-            raise BadTar(f"{shown(member.name)} has the owner {member.uid}:{member.gid}")
-        self.own(path, member.uid, member.gid)
-        if not member.issym():
-            os.chmod(path, member.mode & 0o7777)
-        for key, value in member.pax_headers.items():
-            if key.startswith(_XATTR):
-                self._set_xattr(path, key[len(_XATTR) :], value.encode("utf-8", "surrogateescape"))
+    def apply(self, file: int | str, member: Member) -> None:
+        """Owner, then mode, then extended attributes: a change of owner would clear set-uid bits and capabilities.
 
-    def own(self, path: str, uid: int, gid: int) -> None:
+        `file` is open, or the path of what may be a symbolic link. It is asked first: most files are made as they
+        should be, and a look is cheaper than a change, which goes into the file system's journal.
+        """
+        uid, gid = member.uid, member.gid
+        if not (0 <= uid <= _MAX_ID and 0 <= gid <= _MAX_ID):
+            raise BadTar(f"{shown(member.name)} has the owner {uid}:{gid}")
+        status = os.fstat(file) if isinstance(file, int) else os.lstat(file)
+        if status.st_uid != uid or status.st_gid != gid:
+            self.own(file, uid, gid)
+        if (status.st_mode ^ member.mode) & 0o7777 and not stat.S_ISLNK(status.st_mode):
+            os.chmod(file, member.mode & 0o7777)
+        for name, value in member.xattrs:
+            self._set_xattr(file, name, value)
+
+    def own(self, file: int | str, uid: int, gid: int) -> None:
         """Gives the file its owners; one that does not exist in this user namespace is left as it is, and counted."""
+        follow = isinstance(file, int)
         try:
-            os.chown(path, uid, gid, follow_symlinks=False)
+            os.chown(file, uid, gid, follow_symlinks=follow)
             return
         except OSError as error:
             if error.errno not in _NOT_OURS_TO_GIVE:
@@ -53,7 +60,7 @@ class Attributes:
         self._drop("owners")
         for part in ((uid, -1), (-1, gid)):
             try:
-                os.chown(path, *part, follow_symlinks=False)
+                os.chown(file, *part, follow_symlinks=follow)
             except OSError as error:
                 if error.errno not in _NOT_OURS_TO_GIVE:
                     raise
@@ -68,13 +75,13 @@ class Attributes:
             if name not in OPAQUE_NAMES:
                 self._set_xattr(path, name, os.getxattr(source, name))
 
-    def _set_xattr(self, path: str, name: str, value: bytes) -> None:
+    def _set_xattr(self, file: int | str, name: str, value: bytes) -> None:
         # An image must not write overlayfs's own attributes (redirects!), nor labels that belong to the host's policy.
         of_overlay = name.startswith(("trusted.overlay.", "user.overlay."))
         of_policy = name.startswith("security.") and name != "security.capability"
         if not of_overlay and not of_policy:
             try:
-                os.setxattr(path, name, value, follow_symlinks=False)
+                os.setxattr(file, name, value, follow_symlinks=isinstance(file, int))
                 return
             except ValueError:
                 raise BadTar(f"an extended attribute is called {shown(name)}") from None
@@ -82,17 +89,3 @@ class Attributes:
                 if error.errno not in UNSUPPORTED:
                     raise
         self._drop("xattrs")
-
-
-def time_of(member: tarfile.TarInfo) -> int:
-    """Modification time in ns; PAX gives it as a decimal number, which a float would round."""
-    whole, _, fraction = member.pax_headers.get("mtime", "").partition(".")
-    try:
-        nanoseconds = int((fraction + "000000000")[:9])
-        value = int(whole) * 1_000_000_000 + (-nanoseconds if whole.startswith("-") else nanoseconds)
-    except ValueError:
-        try:
-            value = int(member.mtime) * 1_000_000_000
-        except (ValueError, OverflowError):  # not a number, or without end
-            value = 0
-    return max(-_MAX_TIME_NS, min(_MAX_TIME_NS, value))

@@ -3,7 +3,7 @@
 Started by ``confined.py``. Reads from standard input a job (its length in 4 bytes, then JSON), one byte when its id map
 is there (for which it waits after saying ``unshared`` on standard output), and the layer's bytes. Its last line is the
 answer in JSON: the result, or ``{"error": kind, "message": …}`` with the kinds invalid, limit, host. Standard library
-only, but for zstandard, which is imported (before the confinement) when a layer is compressed by it.
+only, but for what ``compression.py`` imports (before the confinement) when a layer asks for it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from rik.images.untar.tarstream import Readable
+    from rik.images.untar.compression import Readable
 
 JOB_LENGTH_BYTES = 4
 _READ_BYTES = 1 << 18
@@ -74,21 +74,15 @@ class Ahead:
         self._source = source
         self._check = check
         self._blocks: queue.Queue[bytes | BaseException] = queue.Queue(_BLOCKS_AHEAD)
-        self._block = b""
-        self._offset = 0
-        self._ended = False
         self.hash = hashlib.new(algorithm)
         threading.Thread(target=self._run, daemon=True).start()
 
-    def read(self, size: int) -> bytes:
-        if self._offset == len(self._block) and not self._ended:
-            block = self._blocks.get()
-            if isinstance(block, BaseException):
-                raise block
-            self._block, self._offset, self._ended = block, 0, not block
-        data = self._block[self._offset : self._offset + size]
-        self._offset += len(data)
-        return data
+    def pull(self) -> bytes:
+        """The next block; b"" at the end, after which it must not be asked again."""
+        block = self._blocks.get()
+        if isinstance(block, BaseException):
+            raise block
+        return block
 
     def _run(self) -> None:
         produced = 0
@@ -140,13 +134,14 @@ def unpack(job: dict[str, Any]) -> dict[str, Any]:
     target = os.open(job["target"], os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     counter = Counter()
     source = Input(counter)
-    plain = decompressed(source, source.peek(MAGIC_BYTES), job["zstandard"])
+    plain = decompressed(source, source.peek(MAGIC_BYTES), job["packages"])
     os.fchdir(target)
     os.chroot(".")
+    os.umask(0)  # inside of a directory that only RIK may enter
     _limit(len(roots), job)
     extraction = Extraction(LowerLayers(roots), job["limits"], counter)
     ahead = Ahead(plain, job["algorithm"], extraction.check_ratio)
-    extraction.run(TarStream(ahead))
+    extraction.run(TarStream(ahead.pull))
     _sync_file_system(target)
     return {
         "diff_id": f"{job['algorithm']}:{ahead.hash.hexdigest()}",

@@ -33,6 +33,7 @@ class Directories:
         self._attributes = attributes
         self._count = count
         self._real: dict[Path, Path] = {(): ()}  # parents as written -> where they are
+        self._texts: dict[str, Path] = {}  # the same for parents as a tar spells them
         self._own: set[Path] = {()}  # directories that are in this layer
         self._opaque: set[Path] = set()  # of them, those that hide what lies below
         self._links: set[Path] = set()  # symbolic links, here or below, that parents were resolved through
@@ -46,6 +47,14 @@ class Directories:
         """Once nothing inside of them will change any more."""
         for path, time_ns in self._times.items():
             os.utime(text_of(path), ns=(time_ns, time_ns), follow_symlinks=False)
+
+    def known(self, text: str) -> Path | None:
+        """Where the parent `text` really is, when that was `remember`ed and nothing has changed it since."""
+        return self._texts.get(text)
+
+    def remember(self, text: str, path: Path) -> None:
+        """`path` is what `text`, as it stands in a tar, was resolved to."""
+        self._texts[text] = path
 
     def resolve(self, written: Path, make: bool = True) -> Path:
         """Where the directory `written` really is. When this layer has not got it yet, it gets it; without `make` only
@@ -157,10 +166,12 @@ class Directories:
         if path in self._links:
             self._links.clear()
             self._real = {(): ()}
+            self._texts.clear()
 
     def _forget(self, path: Path) -> None:
         size = len(path)
         self._real = {(): ()}
+        self._texts.clear()
         self._own = {own for own in self._own if own[:size] != path}
         self._opaque = {own for own in self._opaque if own[:size] != path}
         self._times = {own: when for own, when in self._times.items() if own[:size] != path}

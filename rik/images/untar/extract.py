@@ -10,17 +10,23 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import tarfile
 
-from rik.images.untar.attributes import Attributes, time_of
+from rik.images.untar import members
+from rik.images.untar.attributes import Attributes
 from rik.images.untar.directories import Absent, Directories, Path, text_of
+from rik.images.untar.members import Member, Members
 from rik.images.untar.merged import LowerLayers, is_whiteout
-from rik.images.untar.tarstream import BadTar, TarStream, next_member, open_tar, shown
+from rik.images.untar.tarstream import BadTar, TarStream, shown
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _WHITEOUT = ".wh."
 _OPAQUE = ".wh..wh..opq"
 _AUFS = ".wh..wh."  # aufs's own bookkeeping, which old Docker images carry
 _COPY_BYTES = 1 << 20
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class OverLimit(Exception):
@@ -44,9 +50,9 @@ class Extraction:
 
     def run(self, stream: TarStream) -> None:
         """Unpacks all of the stream and reads it to its end. Raises BadTar, OverLimit, OSError."""
-        tar = open_tar(stream)
-        while (member := next_member(tar)) is not None:
-            self._count(member.size if member.isreg() else 0)
+        found = Members(stream)
+        while (member := found.next()) is not None:
+            self._count(member.size)
             try:
                 self._member(member, stream)
             except OSError as error:
@@ -72,86 +78,108 @@ class Extraction:
             raise OverLimit(f"it is larger than {self._limits['max_bytes']:,} bytes when unpacked")
         self.check_ratio(self.bytes)
 
-    def _member(self, member: tarfile.TarInfo, stream: TarStream) -> None:
-        name = _parts(member.name)
-        if not name:
-            if member.isdir():
-                self._apply((), member)
-            return
-        if any(part.startswith(_WHITEOUT) for part in name[:-1]) or (
-            name[-1].startswith(_AUFS) and name[-1] != _OPAQUE
-        ):
-            self._drop("other")
-            return
-        if name[-1].startswith(_WHITEOUT):
-            self._whiteout(name)
-            return
-        path = (*self._directories.resolve(name[:-1]), name[-1])
-        if member.islnk():
-            self._hardlink(member, path)
-            return
-        hid_lower = self._directories.make_room(path, keep_directory=member.isdir())
-        if member.isdir():
-            self._directories.make(path, hid_lower)
-        elif member.issym():
+    def _member(self, member: Member, stream: TarStream) -> None:
+        parent, _, base = member.name.rpartition("/")
+        place = self._directories.known(parent)
+        if place is None or base in ("", ".", "..") or base.startswith(_WHITEOUT) or "\0" in base:
+            name = _parts(member.name)
+            if not name:
+                if member.kind == members.DIRECTORY:
+                    self._attributes.apply("/", member)
+                    self._directories.keep_time((), member.mtime_ns)
+                return
+            if any(part.startswith(_WHITEOUT) for part in name[:-1]) or (
+                name[-1].startswith(_AUFS) and name[-1] != _OPAQUE
+            ):
+                self._drop("other")
+                return
+            if name[-1].startswith(_WHITEOUT):
+                self._whiteout(name)
+                return
+            place = self._directories.resolve(name[:-1])
+            if name[-1] == base:
+                self._directories.remember(parent, place)
+            base = name[-1]
+        self._make(member, (*place, base), stream)
+
+    def _make(self, member: Member, path: Path, stream: TarStream) -> None:
+        text = text_of(path)
+        if member.kind == members.REGULAR:
+            self._make_file(member, path, stream)
+        elif member.kind == members.DIRECTORY:
+            self._directories.make(path, self._directories.make_room(path, keep_directory=True))
+            self._attributes.apply(text, member)
+            self._directories.keep_time(path, member.mtime_ns)
+        elif member.kind == members.SYMBOLIC_LINK:
             if not member.linkname:
                 raise BadTar(f"the symbolic link {shown(member.name)} leads nowhere")
-            os.symlink(member.linkname, text_of(path))
-        elif member.isfifo():
-            os.mkfifo(text_of(path), 0o600)
-        elif member.ischr() or member.isblk():
-            if not self._make_device(member, path):
-                return
-        elif member.isreg():
-            self._make_file(member, path, stream)
+            self._place(path, lambda: os.symlink(member.linkname, text))
+            self._finish(text, member)
+        elif member.kind == members.HARD_LINK:
+            self._hardlink(member, path)
+        elif member.kind == members.FIFO:
+            self._place(path, lambda: os.mkfifo(text, 0o600))
+            self._finish(text, member)
+        elif member.kind in (members.CHARACTER_DEVICE, members.BLOCK_DEVICE):
+            if self._make_device(member, path):
+                self._finish(text, member)
         else:
+            self._directories.make_room(path, keep_directory=False)
             self._drop("other")
-            return
-        self._apply(path, member)
 
-    def _apply(self, path: Path, member: tarfile.TarInfo) -> None:
-        self._attributes.apply(text_of(path), member)
-        time_ns = time_of(member)
-        if member.isdir():
-            self._directories.keep_time(path, time_ns)
+    def _place(self, path: Path, make: Callable[[], int | None]) -> int | None:
+        """Has `make` make something new at `path`, in place of whatever this layer already has there."""
+        self._directories.replaced(path)
+        try:
+            return make()
+        except FileExistsError:  # seldom: looking first would cost a call for every file
+            self._directories.make_room(path, keep_directory=False)
+            return make()
+
+    def _finish(self, file: int | str, member: Member) -> None:
+        """Once its contents are written: they would take set-uid bits and the time with them."""
+        self._attributes.apply(file, member)
+        times = (member.mtime_ns, member.mtime_ns)
+        if isinstance(file, int):
+            os.utime(file, ns=times)
         else:
-            os.utime(text_of(path), ns=(time_ns, time_ns), follow_symlinks=False)
+            os.utime(file, ns=times, follow_symlinks=False)
 
     def _drop(self, kind: str) -> None:
         self.dropped[kind] = self.dropped.get(kind, 0) + 1
 
     # -- what a member becomes -----------------------------------------------------------------------------------------
 
-    def _make_file(self, member: tarfile.TarInfo, path: Path, stream: TarStream) -> None:
-        fd = os.open(text_of(path), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    def _make_file(self, member: Member, path: Path, stream: TarStream) -> None:
+        text = text_of(path)
+        fd = self._place(path, lambda: os.open(text, _NEW_FILE, member.mode & 0o777))
+        assert fd is not None
         try:
-            stream.seek(member.offset_data)
-            pieces = [(0, member.size)]
-            if member.issparse():
-                pieces = [(int(start), int(size)) for start, size in getattr(member, "sparse", ())]
-            for start, size in pieces:
-                if start < 0 or size < 0 or start + size > member.size:
-                    raise BadTar(f"the map of the sparse file {shown(member.name)} points out of it")
-                os.lseek(fd, start, os.SEEK_SET)
-                self._copy(stream, fd, size, member.name)
-            if member.issparse():
+            if member.pieces is None:
+                self._copy(stream, fd, member.size, member.name)
+            else:
+                for start, size in member.pieces:
+                    os.lseek(fd, start, os.SEEK_SET)
+                    self._copy(stream, fd, size, member.name)
                 os.ftruncate(fd, member.size)
+            self._finish(fd, member)
         finally:
             os.close(fd)
 
     @staticmethod
     def _copy(stream: TarStream, fd: int, size: int, name: str) -> None:
         while size > 0:
-            data = stream.read_data(min(size, _COPY_BYTES))
+            data = stream.piece(size)
             if not data:
                 raise BadTar(f"it ends in the middle of {shown(name)}")
             size -= len(data)
             _write_all(fd, data)
 
-    def _make_device(self, member: tarfile.TarInfo, path: Path) -> bool:
-        kind = stat.S_IFCHR if member.ischr() else stat.S_IFBLK
+    def _make_device(self, member: Member, path: Path) -> bool:
+        kind = stat.S_IFCHR if member.kind == members.CHARACTER_DEVICE else stat.S_IFBLK
         try:
-            os.mknod(text_of(path), kind | 0o600, os.makedev(member.devmajor, member.devminor))
+            device = os.makedev(member.major, member.minor)
+            self._place(path, lambda: os.mknod(text_of(path), kind | 0o600, device))
         except PermissionError:
             self._drop("devices")
             return False
@@ -159,7 +187,7 @@ class Extraction:
             raise BadTar(f"the device {shown(member.name)} has impossible numbers") from None
         return True
 
-    def _hardlink(self, member: tarfile.TarInfo, path: Path) -> None:
+    def _hardlink(self, member: Member, path: Path) -> None:
         written = _parts(member.linkname)
         if not written:
             raise BadTar(f"the hard link {shown(member.name)} leads nowhere")
@@ -172,7 +200,7 @@ class Extraction:
         self._directories.make_room(path, keep_directory=False)
         os.link(text_of(target), text_of(path), follow_symlinks=False)
 
-    def _bring_up(self, target: Path, member: tarfile.TarInfo) -> None:
+    def _bring_up(self, target: Path, member: Member) -> None:
         """A hard link may lead to a file of a lower layer: then this layer gets a copy, as overlayfs would make one."""
         text = text_of(target)
         try:
@@ -202,7 +230,7 @@ class Extraction:
     def _copy_file(self, root: int, path: Path) -> None:
         source = self._lower.open(root, path, os.O_RDONLY)
         try:
-            fd = os.open(text_of(path), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            fd = os.open(text_of(path), _NEW_FILE, 0o600)
             try:
                 while data := os.read(source, _COPY_BYTES):
                     _write_all(fd, data)
@@ -262,10 +290,9 @@ def _parts(name: str) -> Path:
     return tuple(parts)
 
 
-def _write_all(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
+def _write_all(fd: int, data: bytes | memoryview) -> None:
+    while (written := os.write(fd, data)) < len(data):
+        data = memoryview(data)[written:]
 
 
 def _named(error: OSError, name: str) -> Exception:
