@@ -25,10 +25,11 @@ Query = Mapping[str, str | int | Sequence[str] | None]
 
 
 class Answer(NamedTuple):
-    """A successful answer; `body` is exactly what the server sent."""
+    """A successful answer; `body` is exactly what the server sent, the names of `headers` are in lower case."""
 
     status: int
     body: bytes
+    headers: Mapping[str, str] = {}
 
     def json(self) -> Any:
         return json.loads(self.body) if self.body else None
@@ -69,9 +70,10 @@ class Client:
                 kept.close()  # the server had closed it meanwhile, which a fresh one tells apart from an outage
         return self._call("GET", path, timeout_s=timeout_s)
 
-    def post(self, call: str, body: Any, *, query: Query | None = None) -> Answer:
+    def post(self, call: str, body: Any, *, query: Query | None = None, timeout_s: float = ANSWER_TIMEOUT_S) -> Answer:
         """`body` is sent as JSON."""
-        return self.post_bytes(call, json.dumps(body).encode(), "application/json", query=query)
+        content, headers = json.dumps(body).encode(), {"Content-Type": "application/json"}
+        return self._call("POST", path_of(call, query=query), content, headers, timeout_s)
 
     def post_bytes(self, call: str, body: bytes, media_type: str, *, query: Query | None = None) -> Answer:
         return self._call("POST", path_of(call, query=query), body, {"Content-Type": media_type})
@@ -171,7 +173,7 @@ class Client:
             self._kept = connection
         if response.status >= 300:
             raise refusal(response.status, body, dict(response.headers))
-        return Answer(response.status, body)
+        return Answer(response.status, body, {name.lower(): value for name, value in response.headers.items()})
 
 
 def base_headers(cluster: Cluster) -> dict[str, str]:

@@ -19,10 +19,12 @@ from rik.cli.command import (
 from rik.cli.errors import Usage
 from rik.cli.get import values
 from rik.cli.imagewords import references, short_digest
-from rik.cli.output import Column, is_terminal, note, paint, say, write_document, write_table
+from rik.cli.output import Column, is_terminal, note, paint, say, warn, write_document, write_table
 from rik.cli.spelling import spelled
 
 USERS_SHOWN = 2
+UNANSWERED_HEADER = "rik-unanswered"  # the names of nodes whose images are not in the list
+PRUNE_TIMEOUT_S = 660.0  # many small files take long to remove, and the server has a limit of its own
 
 node_option = click.option("--node", help="Only on this node. [default: all]", shell_complete=complete_nodes)
 
@@ -76,6 +78,9 @@ def list_images(node: str | None, style: str) -> None:
 def list_nodes_images(node: str | None, style: str) -> None:
     """Prints them, in one of FORMATS."""
     answer = connect().get("images.list", query={"node": node})
+    unanswered = answer.headers.get(UNANSWERED_HEADER)
+    if unanswered:
+        warn([f"not in this list, because they cannot be asked: {unanswered.replace(',', ', ')}"])
     if write_document(answer, style):
         return
     rows = values(answer.json())
@@ -119,7 +124,7 @@ def prune_images(unused: str, dry_run: bool, node: str | None, style: str) -> No
     except ValueError as error:
         raise Usage(f"--unused: {error}") from error
     wanted = {"unused_s": unused_s, "dry_run": dry_run, **({"node": node} if node else {})}
-    answer = connect().post("images.prune", wanted)
+    answer = connect().post("images.prune", wanted, timeout_s=PRUNE_TIMEOUT_S)
     if write_document(answer, style):
         return
     told = answer.json()

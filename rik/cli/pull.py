@@ -98,7 +98,7 @@ def _failure(frame: Frame, *, several: bool) -> RequestRefused:
     problem = frame["problem"]
     error = refusal(int(problem.get("status") or 500), json.dumps(problem).encode())
     where = f"{frame.get('node')}: " if several else ""
-    reason = f"{error.reason}: " if error.reason else ""
+    reason = f"{error.reason}: " if error.reason.startswith("Image") else ""  # others say less than their sentence
     return RequestRefused(
         f"{where}{reason}{clean(error.message)}",
         status=error.status,

@@ -33,11 +33,14 @@ class Problem(dict[str, Any]):
 
 
 class Scripted:
-    """`answers` by call, such as `images.list`; `asked` are the (method, path and query, body) of every request."""
+    """`answers` by call, such as `images.list`; `asked` are the (method, path and query, body) of every request.
+    `headers` go with every answer.
+    """
 
     def __init__(self, answers: Mapping[str, Any]) -> None:
         self.answers = answers
         self.asked: list[tuple[str, str, Any]] = []
+        self.headers: dict[str, str] = {}
         self.url = ""
 
     @contextmanager
@@ -73,6 +76,8 @@ class Scripted:
                 content = json.dumps(answer).encode()
                 self.send_response(answer["status"] if isinstance(answer, Problem) else 200)
                 self.send_header("Content-Type", "application/json")
+                for name, value in script.headers.items():
+                    self.send_header(name, value)
                 self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
                 self.wfile.write(content)

@@ -109,6 +109,15 @@ def test_empty_list(script: Scripted) -> None:
     assert "next: rik image pull alpine:3.20" in done.stderr
 
 
+def test_nodes_that_cannot_be_asked(script: Scripted) -> None:
+    """A list that lacks the images of some nodes is shown, and says whose."""
+    script.answers = {"images.list": [entry(IMAGE)]}
+    script.headers = {"Rik-Unanswered": "attic,cellar"}
+    done = of(script)("image", "list")
+    assert done.returncode == 0 and "alpine" in done.stdout
+    assert done.stderr == "warning: not in this list, because they cannot be asked: attic, cellar\n"
+
+
 def test_list_on_a_terminal(script: Scripted) -> None:
     """On a terminal the table ends with how many there are and what they take."""
     script.answers = {"images.list": [entry(IMAGE), entry(UNUSED)]}
