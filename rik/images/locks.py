@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import AsyncIterator
@@ -10,7 +11,23 @@ from pathlib import Path
 
 import trio
 
-_POLL_S = 0.05  # flock cannot be waited for without a thread that cannot be cancelled
+# Another process is waited for like this: flock cannot be waited for without a thread that cannot be cancelled.
+_FIRST_POLL_S = 0.001
+_POLL_S = 0.05
+
+
+class Gate:
+    """The lock that the file `path` stands for, which stays. Tasks of this process wait in a queue, without polling."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._queue = trio.Lock()
+
+    @asynccontextmanager
+    async def held(self) -> AsyncIterator[None]:
+        """Waits while anybody else has it. Raises OSError."""
+        async with self._queue, exclusive(self._path, keep=True):
+            yield
 
 
 @asynccontextmanager
@@ -21,9 +38,11 @@ async def exclusive(path: Path, *, keep: bool = False) -> AsyncIterator[None]:
     """
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        pause_s = _FIRST_POLL_S
         try:
             while not try_lock(fd):
-                await trio.sleep(_POLL_S)
+                await trio.sleep(pause_s)
+                pause_s = min(2 * pause_s, _POLL_S)
             if _is_still(path, fd):
                 break
         except BaseException:
@@ -61,11 +80,15 @@ def remove_if_free(path: Path) -> None:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a living process holds the lock of this directory; False when it is gone."""
+    """Whether a living process holds the lock of this file or directory; False when it is gone."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except (FileNotFoundError, NotADirectoryError):
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
         return False
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):
+            return False  # a symbolic link or a socket: nobody of RIK's made that
+        raise
     try:
         return not try_lock(fd)
     finally:

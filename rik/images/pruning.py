@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import msgspec
+
+_LEASE = "lease"
 
 
 class StoredImage(msgspec.Struct, frozen=True):
@@ -35,3 +39,66 @@ class Pruned(msgspec.Struct, frozen=True):
     freed_bytes: int
     kept: int
     size_bytes: int
+
+
+class Shelf(msgspec.Struct, frozen=True):
+    """What is here. `images` maps digests to the keys of their layers, of which some may be missing; `layers` maps the
+    keys of layers that are here to their bytes; `made_at` says since when (ms).
+
+    `held` are the digests in use, and `needed` the keys of layers that something uses or is bringing. `used_at` (ms) is
+    of every image.
+    """
+
+    images: Mapping[str, Sequence[str]]
+    layers: Mapping[str, int]
+    made_at: Mapping[str, int]
+    used_at: Mapping[str, int]
+    held: frozenset[str] = frozenset()
+    needed: frozenset[str] = frozenset()
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(self.layers.values())
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """Which `images` (digests) are forgotten and which `layers` (keys) removed, of how many bytes."""
+
+    images: tuple[str, ...]
+    layers: tuple[str, ...]
+    freed_bytes: int
+
+
+def choose(shelf: Shelf, now: int, unused_s: float, cache_bytes: int) -> Plan:
+    """What goes of what nothing uses: what has not been used for `unused_s`; with `cache_bytes` the least recently used
+    until all layers take no more than that (then `unused_s` 0 is no criterion); with neither, all of it.
+
+    Layers that belong to no image (of a pull that failed) are as old as they are. An image of which a layer is missing
+    goes whenever nothing brings it.
+    """
+    by_age = unused_s > 0 or not cache_bytes
+    parts = {digest: {*keys} & shelf.layers.keys() for digest, keys in shelf.images.items()}
+    loose = shelf.layers.keys() - {key for keys in shelf.images.values() for key in keys}
+    parts.update((key, {key}) for key in loose)
+    users = {key: {_LEASE} if key in shelf.needed else set() for key in shelf.layers}
+    for name, keys in parts.items():
+        for key in keys:
+            users[key].add(name)
+    unused = [(shelf.used_at.get(digest, 0), digest) for digest in shelf.images if digest not in shelf.held]
+    unused += [(shelf.made_at.get(key, 0), key) for key in loose if key not in shelf.needed]
+    size = shelf.size_bytes
+    images: list[str] = []
+    layers: list[str] = []
+    for at, name in sorted(unused):
+        broken = name in shelf.images and len(parts[name]) < len({*shelf.images[name]})
+        too_old = by_age and max(now - at, 0) >= unused_s * 1000
+        if not (broken or too_old or 0 < cache_bytes < size):
+            continue
+        if name in shelf.images:
+            images.append(name)
+        for key in parts[name]:
+            users[key].remove(name)
+            if not users[key]:
+                layers.append(key)
+                size -= shelf.layers[key]
+    return Plan(tuple(images), tuple(sorted(layers)), shelf.size_bytes - size)

@@ -12,16 +12,19 @@ import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio
 import trio.testing
 
 from rik.images.errors import ImageError, ImageInvalid, ImagePullFailed
+from rik.images.layers import UNPACK_AT_ONCE
 from rik.images.reference import parse_reference
-from rik.images.store import UNPACK_AT_ONCE, Image, ImageStore
-from rik.images.unpack import Limits
+from rik.images.store import Image, ImageStore
 from rik.linux.identity import command_line
 from rik.linux.idmap import Unavailable, detect
+from rik.model.instance import Progress
+from rik.settings import ImageSettings
 from tests.conftest import Require
 from tests.images.build import config_of, docker_archive, file, folder, layout, oci_archive, tar, whiteout
 from tests.images.conftest import HOST_ID, MakeStore
@@ -112,7 +115,7 @@ async def test_layers_depend_on_those_below(store: ImageStore, tmp_path: Path) -
 
 async def test_a_cached_image_is_ready_at_once(make_store: MakeStore, two_layers: Path) -> None:
     """An image that is there is ready without reading a layer: within milliseconds, also after a restart."""
-    before = await ensure(make_store(), f"oci:{two_layers}")
+    before = msgspec.structs.replace(await ensure(make_store(), f"oci:{two_layers}"), cached=True)
     for found in (two_layers / "blobs" / "sha256").iterdir():
         if found.read_bytes()[:2] == b"\x1f\x8b":
             found.unlink()
@@ -128,17 +131,19 @@ async def test_a_layer_that_was_removed_comes_again(store: ImageStore, two_layer
     image = await ensure(store, f"oci:{two_layers}")
     await store.remove_tree(image.layers[1].parent)
     again = await ensure(store, f"oci:{two_layers}")
-    assert again == image and (image.layers[1] / "etc" / "passwd").read_bytes() == b"root"
+    assert (again.layers, again.pulled_layers, again.cached) == (image.layers, 1, False)
+    assert (image.layers[1] / "etc" / "passwd").read_bytes() == b"root"
 
 
 async def test_progress(store: ImageStore, tmp_path: Path) -> None:
     """Progress counts the bytes of all layers, from nothing to the total, and never back."""
     path = layout(tmp_path / "l", tar(file("a", os.urandom(3_000_000))), tar(file("b", os.urandom(1_000_000))))
-    seen: list[tuple[str, int, int, str]] = []
-    await store.ensure(parse_reference(f"oci:{path}"), lambda *step: seen.append(step))
-    steps, done, totals, units = zip(*seen, strict=True)
-    assert set(steps) == {"unpack"} and set(units) == {"bytes"} and len(set(totals)) == 1
-    assert done[0] == 0 and done[-1] == totals[0] > 4_000_000 and list(done) == sorted(done)
+    seen: list[Progress] = []
+    await store.ensure(parse_reference(f"oci:{path}"), seen.append)
+    done = [progress.done for progress in seen]
+    assert {(progress.step, progress.unit, progress.layers_total) for progress in seen} == {("unpack", "bytes", 2)}
+    assert done[0] == 0 and done[-1] == seen[0].total > 4_000_000 and done == sorted(done)
+    assert {progress.total for progress in seen} == {seen[0].total}
     assert len(set(done)) >= 5
 
 
@@ -150,9 +155,9 @@ async def test_wanted_by_many(store: ImageStore, tmp_path: Path) -> None:
     images: list[Image] = []
 
     async def want(number: int) -> None:
-        def progress(step: str, done: int, total: int, unit: str) -> None:
+        def progress(now: Progress) -> None:
             at_once.append(unpacking())
-            seen[number].add(done)
+            seen[number].add(now.done)
 
         images.append(await store.ensure(parse_reference(f"oci:{path}"), progress))
 
@@ -194,8 +199,8 @@ async def test_who_began_is_cancelled(store: ImageStore, tmp_path: Path) -> None
     images: list[Image] = []
 
     async def first(scope: trio.CancelScope) -> None:
-        def progress(step: str, done: int, total: int, unit: str) -> None:
-            if done > total // 2:
+        def progress(now: Progress) -> None:
+            if now.done > now.total // 2:
                 scope.cancel()
 
         with scope:
@@ -237,13 +242,16 @@ async def test_limits_are_of_the_whole_image(make_store: MakeStore, tmp_path: Pa
     """Several layers together may not be more than the limits allow."""
     layers = [tar(file(name, bytes(600))) for name in "abc"]
     path = layout(tmp_path / "l", *layers)
-    for limits, words in ((Limits(max_bytes=1500), "larger than"), (Limits(max_entries=2), "more than")):
+    for limits, words in (
+        (ImageSettings(max_bytes=1500), "larger than"),
+        (ImageSettings(max_entries=2), "more than"),
+    ):
         with pytest.raises(ImageInvalid, match=words):
-            await ensure(make_store(limits=limits), f"oci:{path}")
+            await ensure(make_store(settings=limits), f"oci:{path}")
     await ensure(make_store(), f"oci:{path}")
     again = layout(tmp_path / "again", *layers, config=config_of(layers, author="somebody"))
     with pytest.raises(ImageInvalid, match=r"is larger than 1,500 bytes"):  # its layers are all there already
-        await ensure(make_store(limits=Limits(max_bytes=1500)), f"oci:{again}")
+        await ensure(make_store(settings=ImageSettings(max_bytes=1500)), f"oci:{again}")
 
 
 async def test_many_images_at_once(store: ImageStore, tmp_path: Path) -> None:
@@ -254,7 +262,7 @@ async def test_many_images_at_once(store: ImageStore, tmp_path: Path) -> None:
 
     async def want(path: Path) -> None:
         reference = parse_reference(f"oci:{path}")
-        images.append(await store.ensure(reference, lambda *step: at_once.append(unpacking())))
+        images.append(await store.ensure(reference, lambda now: at_once.append(unpacking())))
 
     with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
@@ -290,7 +298,7 @@ async def test_inventory_and_sweep(store: ImageStore, two_layers: Path) -> None:
     stranger.rmdir()
     assert found[str(orphan)] == ""
     assert {found[str(layer.parent)] for layer in image.layers} == {"rik"}
-    assert len(found) == 4
+    assert len(found) == 5
     assert [resource.name for resource in await store.sweep()] == [str(orphan)]
     assert leftovers(store) == [] and not orphan.exists()
     assert all(layer.is_dir() for layer in image.layers)
@@ -313,8 +321,8 @@ async def test_sweep_leaves_what_is_being_made(make_store: MakeStore, tmp_path: 
     async def make() -> None:
         store = make_store()
 
-        def progress(step: str, done: int, total: int, unit: str) -> None:
-            if done > 3_000_000:
+        def progress(now: Progress) -> None:
+            if now.done > 3_000_000:
                 halfway.set()
 
         images.append(await store.ensure(parse_reference(f"oci:{path}"), progress))
@@ -420,4 +428,4 @@ def test_full_disk(workspace: Path, tmp_path: Path, require: Require) -> None:
     assert lines[1].startswith("ImagePullFailed ") and "No space left on device" in lines[1]
     assert f"oci:{large}" in lines[1]
     assert lines[2].startswith("ready ")
-    assert lines[3:] == ["rik image", "rik layer"]
+    assert lines[3:] == ["rik image", "rik image reference", "rik layer"]
