@@ -183,7 +183,6 @@ class Downloads:
 
     async def _download(self, wanted: _Wanted, open_at: OpenAt) -> None:
         blob, spool = wanted.blob, wanted.blob.spool
-        await spool.open()
         real_bytes = max(1, self._settings.idle_bytes)
         try:
             await persist(
@@ -204,9 +203,14 @@ class Downloads:
         with blob.patience.held():
             await self._turns.take(wanted.rank)
         try:
+            await spool.open()
             if spool.received < spool.total:
                 async with open_at(wanted.layer, spool.received) as body:
-                    await _receive(body, blob)
+                    try:
+                        await _receive(body, blob)
+                    finally:
+                        if isinstance(body.chunks, AsyncGenerator):
+                            await body.chunks.aclose()
             with blob.patience.held():
                 await spool.finish()
         except TransientFailure as failure:
@@ -263,9 +267,9 @@ async def _chunks(spool: Spool) -> AsyncGenerator[bytes, None]:
     offset = 0
     while True:
         await spool.wait_beyond(offset)
-        if offset == spool.size:
-            return
         chunk = await spool.read(offset, READ_BYTES)
+        if not chunk:
+            return
         offset += len(chunk)
         yield chunk
 

@@ -18,8 +18,8 @@ from rik.images.source import Digest
 
 # Large enough that a thread's round trip (110 µs) does not count.
 BATCH_BYTES = 1 << 20
-# A slow download is on the disk, and with its readers, after this time at the latest when something more arrives.
-LONGEST_BATCH_S = 0.25
+# A reader that has waited so long takes what has come, though it is less than a batch.
+LONGEST_WAIT_S = 0.25
 # What a file system without unnamed files answers, and a kernel that has never heard of them (EISDIR).
 _NO_UNNAMED_FILES = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL)
 
@@ -39,13 +39,12 @@ class Spool:
         self._what = what
         self._digest = Digest(digest)
         self._batch = bytearray()
-        self._written_at = 0.0
         self._fd = -1
         self._readers = trio.lowlevel.ParkingLot()
 
     @property
     def received(self) -> int:
-        """How many bytes have been appended; `size` of them can be read."""
+        """How many bytes have been appended; `size` of them are on the disk."""
         return self.size + len(self._batch)
 
     async def open(self) -> None:
@@ -55,10 +54,9 @@ class Spool:
                 self._fd = await trio.to_thread.run_sync(_unnamed_file, self._directory)
             except OSError as error:
                 raise self._not_kept(error) from error
-            self._written_at = trio.current_time()
 
     async def append(self, data: bytes) -> None:
-        """More bytes, kept when this returns and on the disk soon. Raises ImageInvalid when there are more than stated
+        """More bytes, on the disk once there is a batch of them. Raises ImageInvalid when there are more than stated
         and ImagePullFailed when the disk does not take them: either ends the spool."""
         if self.received + len(data) > self.total:
             raise self._fail(ImageInvalid(f"{self._what} has more than the {self.total:,} bytes that are stated"))
@@ -67,7 +65,7 @@ class Spool:
             room = BATCH_BYTES - len(self._batch)
             self._batch += rest[:room]
             rest = rest[room:]
-            if len(self._batch) >= BATCH_BYTES or trio.current_time() - self._written_at > LONGEST_BATCH_S:
+            if len(self._batch) == BATCH_BYTES:
                 await self._write()
 
     async def finish(self) -> None:
@@ -85,14 +83,20 @@ class Spool:
         self._readers.unpark_all()
 
     async def wait_beyond(self, offset: int) -> None:
-        """Until `size` exceeds `offset` or all is there and right. Raises the ImageError that ended the spool."""
-        while self.error is None and self.size <= offset and not self.finished:
-            await self._readers.park()
+        """Until there are bytes to read beyond `offset`, or all is there and right. Raises the ImageError that ended
+        the spool."""
+        while self.error is None and not self.finished and self.size <= offset:
+            with trio.move_on_after(LONGEST_WAIT_S) as wait:
+                await self._readers.park()
+            if wait.cancelled_caught and self.received > offset:
+                break
         if self.error is not None:
             raise type(self.error)(self.error.message, next_step=self.error.next_step)
 
     async def read(self, offset: int, count: int) -> bytes:
-        """At most `count` bytes from `offset`, which is below `size`. Raises ImagePullFailed."""
+        """At most `count` bytes from `offset` on, none at the end of what there is. Raises ImagePullFailed."""
+        if offset >= self.size:
+            return bytes(self._batch[offset - self.size :][:count])
         try:
             return await trio.to_thread.run_sync(os.pread, self._fd, min(count, self.size - offset), offset)
         except OSError as error:
@@ -114,7 +118,6 @@ class Spool:
         # Not before: when this was cancelled before the thread began, the batch is still to be written.
         self.size += len(self._batch)
         self._batch.clear()
-        self._written_at = trio.current_time()
         self._readers.unpark_all()
 
     def _write_batch(self) -> None:
