@@ -158,7 +158,7 @@ class _Told:
         """Until cancelled, or until nobody listens: then it cancels the pull."""
         try:
             while True:
-                with trio.move_on_after(HEARTBEAT_S):
+                with trio.move_on_after(HEARTBEAT_S - PROGRESS_INTERVAL_S):
                     await self._news.wait()
                 self._news = trio.Event()
                 passed_s = trio.current_time() - self._heard_at
