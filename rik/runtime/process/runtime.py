@@ -20,7 +20,8 @@ import trio
 
 from rik.environment import Environment
 from rik.errors import InstanceFailure
-from rik.images.reference import HostReference, parse_reference
+from rik.images.errors import ImageNotFound
+from rik.images.reference import HostReference, Reference, RegistryReference, familiar, parse_reference
 from rik.images.store import Image, ImageStore
 from rik.link.base import Stream
 from rik.linux.cgroups import CONTROLLERS, Cgroups
@@ -28,7 +29,7 @@ from rik.linux.idmap import IdMap, Unavailable
 from rik.messages import Attach, Exec, ReadLogs
 from rik.model.instance import ImageUse, LogLine, Progress, Reason
 from rik.model.node import Capability, HostResource
-from rik.model.workload import POD
+from rik.model.workload import ALWAYS, NEVER, POD
 from rik.runtime import logfiles
 from rik.runtime.base import ContainerStats, Observed, Pod, ReportProgress
 from rik.runtime.process import demolition, inventory, launch, states, terminals, usage
@@ -335,9 +336,19 @@ class ProcessRuntime:
             if plain:
                 message = f"image {container.image} needs namespaces; without them only the image `host` runs"
                 raise InstanceFailure(Reason.CREATE_FAILED, message, container=container.name)
-            images[container.name] = await self._images.ensure(reference, report, holder=pod.uid)
+            images[container.name] = await self._image(reference, container.image_pull_policy, report, pod.uid)
         report(Progress("disk"))
         return images
+
+    async def _image(self, reference: Reference, policy: str, report: ReportProgress, uid: str) -> Image:
+        """Files of this host are looked at whatever the policy: nothing of them is pulled."""
+        if policy == NEVER and isinstance(reference, RegistryReference):
+            found = await self._images.find(reference, holder=uid)
+            if found is None:
+                message = f"{familiar(reference)} is not on this node, and imagePullPolicy is Never"
+                raise ImageNotFound(message, next_step=f"`rik image pull {familiar(reference)}` brings it here")
+            return found
+        return await self._images.ensure(reference, report, holder=uid, refresh=policy == ALWAYS)
 
     async def _launch(self, uid: str, directory: Path, lock_fd: int) -> None:
         """Makes the supervisor; takes over the lock."""
