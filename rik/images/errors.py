@@ -6,6 +6,7 @@ InstanceFailure
     ├── ImageUnauthorized    it may not be read (outside of `--allow-dir`)
     ├── ImagePullFailed      it could not be fetched or written: the network, the disk, this host
     └── ImageInvalid         what was found is damaged, hostile, over a limit, or no image at all
+        └── ImageSpoilt      the same, but it came from a mirror that the next pull does without
 """
 
 from __future__ import annotations
@@ -48,3 +49,7 @@ class ImageInvalid(ImageError):
     """What was found is damaged, hostile, over a limit, or no image."""
 
     code = Reason.IMAGE_INVALID
+
+
+class ImageSpoilt(ImageInvalid):
+    """What a mirror sent is damaged. It is not asked again for some time: another pull, at once, may well succeed."""

@@ -18,7 +18,9 @@ from rik.images.errors import ImageError, ImageUnauthorized
 from rik.images.manifest import Platform, read_config, this_platform
 from rik.images.opening import open_source
 from rik.images.reference import parse_reference
+from rik.images.registry.registries import Registries
 from rik.images.source import Resolved
+from rik.settings import ImageSettings
 from tests.conftest import Require
 from tests.images.build import (
     CONFIG,
@@ -39,16 +41,17 @@ from tests.images.build import (
 AMD64 = Platform("linux", "amd64")
 ONE = tar(file("one", b"1"))
 TWO = tar(file("two", b"2"))
+NO_REGISTRIES = Registries(ImageSettings(), Path("/nonexistent"))
 
 
 async def resolve(text: str, wanted: Platform | None = None, allow_dirs: list[Path] | None = None) -> Resolved:
-    source = await open_source(parse_reference(text), wanted or this_platform(), allow_dirs)
+    source = await open_source(parse_reference(text), wanted or this_platform(), allow_dirs, NO_REGISTRIES)
     return await source.resolve()
 
 
 async def read_all(text: str) -> list[bytes]:
     """Every layer's bytes, read and verified."""
-    source = await open_source(parse_reference(text), this_platform(), None)
+    source = await open_source(parse_reference(text), this_platform(), None, NO_REGISTRIES)
     resolved = await source.resolve()
     read_config(resolved.config, this_platform(), len(resolved.layers), text)
     found = []
@@ -152,15 +155,6 @@ async def test_allowed_directories(tmp_path: Path) -> None:
         assert caught.value.reason == "ImageUnauthorized"
     with pytest.raises(ImageUnauthorized, match="from no directory"):
         await resolve(f"docker-archive:{tmp_path}/x.tar", allow_dirs=[])
-
-
-async def test_registries_are_not_there_yet() -> None:
-    """An image of a registry fails with the ways there are instead."""
-    with pytest.raises(
-        ImageError, match=r"alpine:latest.*docker\.io.*not pull from registries yet.*`oci:DIR`"
-    ) as caught:
-        await resolve("alpine")
-    assert caught.value.reason == "ImagePullFailed"
 
 
 def _edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:

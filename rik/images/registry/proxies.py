@@ -22,7 +22,7 @@ def proxy_of(url: str, environment: Mapping[str, str]) -> str | None:
     proxy = known.get(f"{parts.scheme}_proxy") or known.get("all_proxy")
     if not proxy:
         return None
-    if _is_exempt(host, f"{host}:{parts.port}", known.get("no_proxy", "")):
+    if _is_exempt(host, parts.netloc.rpartition("@")[2], known.get("no_proxy", "")):
         return None
     return proxy if "://" in proxy else f"http://{proxy}"
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# How long a mirror is passed over that delivered something else than it was asked for.
+# How long a mirror is passed over that delivered a damaged layer.
 DISTRUSTED_S = 600.0
 
 
@@ -45,6 +45,7 @@ class Registries:
         self._downloads = Downloads(directory, settings)
         self._tls = TlsContexts()
         self._tokens = Tokens()
+        self._configs: dict[str, bytes] = {}
         self._distrusted: dict[str, float] = {}
         self._insecure = settings.insecure_registries
         if DEFAULT_REGISTRY in self._insecure:
@@ -60,10 +61,15 @@ class Registries:
 
         @asynccontextmanager
         async def open_clients() -> AsyncIterator[Sequence[Client]]:
-            async with await self._transport() as transport:
-                yield [self._client(endpoint, reference.repository, transport) for endpoint in endpoints]
+            # Whoever waits for a mirror that says nothing must have patience left for the registry.
+            hurry = len(endpoints) + 1
+            async with await self._transport(1) as patient, await self._transport(hurry) as hurried:
+                yield [
+                    self._client(endpoint, reference.repository, hurried if endpoint.mirror else patient)
+                    for endpoint in endpoints
+                ]
 
-        return RegistrySource(reference, wanted, self._downloads, open_clients, self._distrust)
+        return RegistrySource(reference, wanted, self._downloads, open_clients, self._distrust, self._configs)
 
     def _client(self, endpoint: Endpoint, repository: str, transport: Transport) -> Client:
         async def authorize(base: str) -> Authorization:
@@ -74,12 +80,12 @@ class Registries:
 
         return Client(endpoint, repository, transport, authorize)
 
-    async def _transport(self) -> Transport:
+    async def _transport(self, hurry: int) -> Transport:
         name = "rik.images.registry.transport"
         module = await trio.to_thread.run_sync(importlib.import_module, name)
         made = module.Transport(
             self._tls,
-            idle_s=self._settings.idle_s,
+            idle_s=self._settings.idle_s / hurry,
             idle_bytes=self._settings.idle_bytes,
             insecure=self._insecure,
             environment=os.environ,
@@ -87,7 +93,7 @@ class Registries:
         return cast("Transport", made)
 
     def _distrust(self, mirror: Endpoint) -> None:
-        log.warning("the mirror %s delivered something else than it was asked for", mirror.name)
+        log.warning("the mirror %s delivered a damaged layer, and is passed over for a while", mirror.name)
         self._distrusted[mirror.name] = trio.current_time() + DISTRUSTED_S
 
     def _is_distrusted(self, mirror: Endpoint) -> bool:

@@ -8,12 +8,12 @@ have failed, the error names what each of them did.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
 from functools import partial
 from typing import TypeVar
 
-from rik.images.errors import ImageError, ImageInvalid, ImagePullFailed
+from rik.images.errors import ImageError, ImageInvalid, ImagePullFailed, ImageSpoilt
 from rik.images.manifest import MAX_INDEX_DEPTH, Descriptor, Platform, choose, read_index, read_manifest
 from rik.images.reference import RegistryReference
 from rik.images.registry.attempts import TransientFailure, persist
@@ -27,13 +27,17 @@ T = TypeVar("T")
 
 # A mirror that breaks off this often in one pull is asked after the registry.
 MOST_STRIKES = 3
+# Configs that are kept in memory: asking where a tag leads now then takes one request. They have some kilobytes each.
+MAX_CONFIGS_BYTES = 1 << 20
 
+Configs = dict[str, bytes]
 OpenClients = Callable[[], AbstractAsyncContextManager[Sequence[Client]]]
 Distrust = Callable[[Endpoint], None]
 
 
 class RegistrySource:
-    """`open_clients` makes one client for each server, in their order, the registry's last."""
+    """`open_clients` makes one client for each server, in their order, the registry's last. `configs`, by their
+    digests, is shared by all sources."""
 
     step = "pull"
 
@@ -44,12 +48,14 @@ class RegistrySource:
         downloads: Downloads,
         open_clients: OpenClients,
         distrust: Distrust,
+        configs: Configs,
     ) -> None:
         self._reference = reference
         self._wanted = wanted
         self._downloads = downloads
         self._open_clients = open_clients
         self._distrust = distrust
+        self._configs = configs
         self._excluded: dict[Endpoint, str] = {}
         self._strikes: Counter[Endpoint] = Counter()
         self._delivered: dict[str, Endpoint] = {}
@@ -66,8 +72,7 @@ class RegistrySource:
             if fetched.is_index:
                 raise ImageInvalid(f"{self._reference}: indexes are nested more than {MAX_INDEX_DEPTH} deep")
             manifest = read_manifest(fetched.data, f"{self._reference}: the manifest {fetched.digest}")
-            what = f"{self._reference}: the config {manifest.config.digest}"
-            config, _ = await self._persist(clients, what, lambda client: client.config(manifest.config))
+            config = await self._config(clients, manifest.config)
         layers = tuple(Layer(blob.digest, blob.size, blob.digest) for blob in manifest.layers)
         return Resolved(fetched.digest, config, layers, self._origin(origin))
 
@@ -90,6 +95,8 @@ class RegistrySource:
             for digest, endpoint in self._delivered.items():
                 if endpoint.mirror and digest in error.message:
                     self._distrust(endpoint)
+                    message = f"{error.message}; it came by mirror {endpoint.name}"
+                    raise ImageSpoilt(message, next_step=error.next_step) from error
             raise
 
     def open_layer(self, layer: Layer) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
@@ -102,6 +109,17 @@ class RegistrySource:
     ) -> tuple[Fetched, Endpoint]:
         what = f"{self._reference}: the manifest" + (f" {expected.digest}" if expected else "")
         return await self._persist(clients, what, lambda client: client.manifest(name, expected))
+
+    async def _config(self, clients: Sequence[Client], descriptor: Descriptor) -> bytes:
+        known = self._configs.get(descriptor.digest)
+        if known is not None and len(known) == descriptor.size:
+            return known
+        what = f"{self._reference}: the config {descriptor.digest}"
+        config, _ = await self._persist(clients, what, lambda client: client.config(descriptor))
+        self._configs[descriptor.digest] = config
+        while sum(map(len, self._configs.values())) > MAX_CONFIGS_BYTES:
+            del self._configs[next(iter(self._configs))]
+        return config
 
     async def _persist(
         self, clients: Sequence[Client], what: str, ask: Callable[[Client], Awaitable[T]]
@@ -131,10 +149,19 @@ class RegistrySource:
 
             body, endpoint = await self._first(clients, what, ask)
             self._delivered[layer.digest] = endpoint
+            came = 0
+
+            async def counted() -> AsyncGenerator[bytes, None]:
+                nonlocal came
+                async for chunk in body.chunks:
+                    came += len(chunk)
+                    yield chunk
+
             try:
-                yield body
+                async with aclosing(counted()) as chunks:
+                    yield Body(body.start, chunks)
             except TransientFailure as failure:
-                self._note(endpoint, failure)
+                self._note(endpoint, failure, in_vain=not came)
                 raise self._named(endpoint, failure) from failure
             except Refusal as failure:
                 self._note(endpoint, failure)
@@ -146,13 +173,13 @@ class RegistrySource:
         left = [client for client in clients if client.endpoint not in self._excluded]
         return sorted(left, key=lambda client: self._strikes[client.endpoint] >= MOST_STRIKES)
 
-    def _note(self, endpoint: Endpoint, failure: TransientFailure | Refusal) -> None:
+    def _note(self, endpoint: Endpoint, failure: TransientFailure | Refusal, *, in_vain: bool = False) -> None:
         if not endpoint.mirror:
             return
         if isinstance(failure, Refusal):
             self._excluded[endpoint] = failure.cause
         else:
-            self._strikes[endpoint] += MOST_STRIKES if failure.unreachable else 1
+            self._strikes[endpoint] += MOST_STRIKES if failure.unreachable or in_vain else 1
 
     def _sum_up(
         self, clients: Sequence[Client], what: str, failed: dict[Endpoint, TransientFailure | Refusal]
