@@ -18,7 +18,7 @@ from rik.cli.command import (
 )
 from rik.cli.errors import Usage
 from rik.cli.get import values
-from rik.cli.imagewords import references, short_digest
+from rik.cli.imagewords import digest_cell, references
 from rik.cli.output import Column, is_terminal, note, paint, say, warn, write_document, write_table
 from rik.cli.spelling import spelled
 
@@ -35,7 +35,7 @@ def _used_by(image: dict[str, Any], limit: int) -> str:
 
 LIST_COLUMNS = (
     Column("Image", references),
-    Column("Digest", lambda image: short_digest(str(image["digest"]))),
+    Column("Digest", digest_cell),
     Column("Size", lambda image: decimal_bytes(image.get("size_bytes")), right=True),
     Column("Layers", lambda image: str(image.get("layers", "")), right=True),
     Column("Pulled", lambda image: age(image.get("pulled_at"))),
@@ -51,7 +51,7 @@ WIDE_COLUMNS = (
 )
 PRUNED_COLUMNS = (
     Column("Image", references),
-    Column("Digest", lambda image: short_digest(str(image["digest"]))),
+    Column("Digest", digest_cell),
     Column("Size", lambda image: decimal_bytes(image.get("size_bytes")), right=True),
     Column("Pulled", lambda image: age(image.get("pulled_at"))),
     Column("Last used", lambda image: age(image.get("used_at"))),
@@ -59,24 +59,24 @@ PRUNED_COLUMNS = (
 NODE_COLUMN = Column("Node", lambda image: image.get("node") or "")
 
 
-@click.group(cls=ResourceGroup, invoke_without_command=True)
-@click.pass_context
-def image(ctx: click.Context) -> None:
+class ImageGroup(ResourceGroup):
+    """`rik images` alone, or with options, is `rik images list`, as hands have learnt it elsewhere."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        listing = not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names)
+        return super().parse_args(ctx, ["list", *args] if listing and not ctx.resilient_parsing else args)
+
+
+@click.group(cls=ImageGroup)
+def image() -> None:
     """The images that nodes have. Without a command: list them."""
-    if ctx.invoked_subcommand is None:
-        list_nodes_images(None, "table")
 
 
-@image.command("list")
+@image.command("list", short_help="What each node has.")
 @node_option
 @format_option
 def list_images(node: str | None, style: str) -> None:
     """What each node has: from where, how large, and which instances use it."""
-    list_nodes_images(node, style)
-
-
-def list_nodes_images(node: str | None, style: str) -> None:
-    """Prints them, in one of FORMATS."""
     answer = connect().get("images.list", query={"node": node})
     unanswered = answer.headers.get(UNANSWERED_HEADER)
     if unanswered:
@@ -97,7 +97,7 @@ def list_nodes_images(node: str | None, style: str) -> None:
         say(f"{plural(len(rows), 'image')}, {'at most ' if len(rows) > 1 else ''}{decimal_bytes(total)}")
 
 
-@image.command("pull")
+@image.command("pull", short_help="Bring an image to the nodes.")
 @click.argument("reference", metavar="IMAGE", shell_complete=complete_images)
 @node_option
 @click.option("-q", "--quiet", is_flag=True, help="Print the digest alone.")
@@ -112,7 +112,7 @@ def pull_image(reference: str, node: str | None, quiet: bool) -> int:
     return pull(connect(), checked_reference(reference), node, quiet=quiet)
 
 
-@image.command("prune")
+@image.command("prune", short_help="Remove what no instance uses.")
 @click.option("--unused", metavar="TIME", default="0", help="Only what nothing has used for this long, such as 7d.")
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
 @node_option
@@ -134,19 +134,19 @@ def prune_images(unused: str, dry_run: bool, node: str | None, style: str) -> No
     if rows:
         several = len(told["nodes"]) > 1 or style == "wide"
         write_table((*PRUNED_COLUMNS, NODE_COLUMN) if several else PRUNED_COLUMNS, rows)
-    say(paint(_sum(len(rows), told["freed_bytes"], dry_run, unused_s, unused), "", bold=bool(rows)))
+    say(paint(_sum(len(rows), kept, told["freed_bytes"], dry_run, unused if unused_s else ""), "", bold=bool(rows)))
     if kept:
         say(f"{'to stay' if dry_run and rows else 'kept'}: {plural(kept, 'image')}, {decimal_bytes(left)}")
 
 
-def _sum(count: int, freed: int, dry_run: bool, unused_s: float, unused: str) -> str:
-    if not count:
-        return "nothing to prune: " + (
-            f"every image was used in the last {unused}" if unused_s else "no image is unused"
-        )
-    images = plural(count, "image")
+def _sum(count: int, kept: int, freed: int, dry_run: bool, unused: str) -> str:
+    if count:
+        done = "would go" if dry_run else "removed"
+        return f"{plural(count, 'image')} {done}, {decimal_bytes(freed)} freed"
+    if not kept:
+        return "nothing to prune: there are no images"
     return (
-        f"{images} would go, {decimal_bytes(freed)} freed"
-        if dry_run
-        else (f"{images} removed, {decimal_bytes(freed)} freed")
+        f"nothing to prune: every image was used in the last {unused}"
+        if unused
+        else ("nothing to prune: every image is used")
     )

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rik.cli.amounts import decimal_bytes, duration
-from rik.cli.command import listed, plural
+from rik.cli.command import plural
 
 DIGEST_CHARS = 12  # of 64: as other tools shorten them; unique enough to be looked up
 UNNAMED = "(no name)"
@@ -36,6 +36,11 @@ def short_digest(digest: str) -> str:
     return f"{kind}:{value[:DIGEST_CHARS]}"
 
 
+def digest_cell(image: Json) -> str:
+    """`0123456789ab`: what a table has room for."""
+    return short_digest(str(image.get("digest") or "")).partition(":")[2]
+
+
 def short_reference(reference: str) -> str:
     """The reference with its digest, if any, shortened."""
     name, at, digest = reference.partition("@")
@@ -43,9 +48,11 @@ def short_reference(reference: str) -> str:
 
 
 def references(image: Json, *, full: bool = False) -> str:
-    """What a stored image is called: all its names, or the first and how many more."""
-    names = [str(name) if full else short_reference(str(name)) for name in image.get("references") or ()]
-    return listed(names, len(names) if full else 1) or UNNAMED
+    """What a stored image is called: all its names, or the first and how many more: `alpine:3.20 (+1)`."""
+    names = [str(name) for name in image.get("references") or ()]
+    if full or not names:
+        return ", ".join(names) or UNNAMED
+    return short_reference(names[0]) + (f" (+{len(names) - 1})" if len(names) > 1 else "")
 
 
 def layers(image: Json) -> str:
