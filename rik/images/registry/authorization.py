@@ -17,6 +17,7 @@ import trio
 
 from rik.images.errors import ImagePullFailed, ImageUnauthorized
 from rik.images.manifest import MAX_JSON_BYTES
+from rik.images.registry.attempts import TransientFailure
 from rik.images.registry.challenges import Challenge, read_challenges
 from rik.images.registry.credentials import Credential, Found
 from rik.images.registry.endpoints import Endpoint, hostname, is_listed, is_loopback
@@ -123,14 +124,25 @@ class Authorization:
         scope = challenge.parameters.get("scope") or f"repository:{self._repository}:pull"
         wanted = {"service": challenge.parameters.get("service", ""), "scope": scope}
         headers = {"Accept": "application/json"}
+        form: dict[str, str] | None = None
         if credential is not None and credential.identity_token:
             form = {"grant_type": "refresh_token", "client_id": "rik", "refresh_token": credential.identity_token}
-            document = await transport.document(realm, headers, limit=MAX_JSON_BYTES, form=form | wanted)
+            form |= wanted
         else:
             if credential is not None and credential.username:
                 headers["Authorization"] = _basic(credential)
                 wanted["account"] = credential.username
-            document = await transport.document(_with_query(realm, wanted), headers, limit=MAX_JSON_BYTES)
+            realm = _with_query(realm, wanted)
+        try:
+            document = await transport.document(realm, headers, limit=MAX_JSON_BYTES, form=form)
+        except Refusal as failure:  # not the image is to blame for what its token server sends
+            raise Refusal(f"the token server {server}: {failure.cause}", next_step=failure.next_step) from failure
+        except TransientFailure as failure:
+            raise TransientFailure(
+                f"the token server {server}: {failure.cause}",
+                retry_after_s=failure.retry_after_s,
+                unreachable=failure.unreachable,
+            ) from failure
         return self._token(document, server)
 
     def _token(self, document: Document, server: str) -> tuple[str, float]:

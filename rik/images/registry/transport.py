@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import NamedTuple
 from urllib.parse import urljoin, urlsplit, urlunsplit
@@ -20,7 +20,7 @@ import trio
 import rik
 from rik.images.errors import ImageInvalid
 from rik.images.registry.attempts import TransientFailure
-from rik.images.registry.endpoints import is_listed, origin_of
+from rik.images.registry.endpoints import is_listed, is_loopback, origin_of
 from rik.images.registry.failures import NotSpoken, Refusal
 from rik.images.registry.proxies import proxy_of
 from rik.images.registry.tls import TlsContexts
@@ -123,12 +123,20 @@ class Transport:
             await response.aclose()
 
     async def chunks(self, response: httpx.Response) -> AsyncGenerator[bytes, None]:
-        """The body, piece by piece as it comes."""
+        """The body, piece by piece as it comes. Whoever does not read it to its end ends the connection."""
+        pieces = response.aiter_raw()
         try:
-            async for chunk in response.aiter_raw():
+            async for chunk in pieces:
                 yield chunk
         except httpx.HTTPError as error:
             raise self._failure(error, _peer(response.url)) from error
+        finally:
+            await response.aclose()
+            # Below this one httpx has five more generators, each waiting inside of the next, and closes none of them:
+            # that the connection is no more ends them all, before the garbage collector comes upon them.
+            with suppress(httpx.HTTPError):
+                async for _ in pieces:
+                    pass
 
     # ------------------------------------------------------------------------------------------------------------------
 
@@ -142,6 +150,7 @@ class Transport:
                 location = response.headers.get("location", "")
                 await response.aclose()
                 url = _target(url, location)
+                self._check_plain(seen[-1], url)
                 if url in seen:
                     raise Refusal(f"it redirects in a circle: {_shown(seen[0])} leads back to {_shown(url)}")
                 if len(seen) > MAX_REDIRECTS:
@@ -150,6 +159,16 @@ class Transport:
                     headers.pop("Authorization", None)
                 seen.append(url)
         raise self._stalled(urlsplit(url).netloc)
+
+    def _check_plain(self, before: str, url: str) -> None:
+        parts = urlsplit(url)
+        host = parts.netloc.lower()
+        if parts.scheme == "http" and not (is_loopback(host) or is_listed(host, self._insecure)):
+            raise Refusal(
+                f"{_shown(before)} redirects to {_shown(url)}, and plain http is spoken to this machine and to "
+                "insecure registries only",
+                next_step=f"if this is as it should be, start this node with `rik serve --insecure-registry {host}`",
+            )
 
     async def _send(self, url: str, headers: dict[str, str], form: Mapping[str, str] | None) -> httpx.Response:
         proxy = proxy_of(url, self._environment)
@@ -239,15 +258,28 @@ def _connect_failure(error: httpx.HTTPError, peer: str) -> TransientFailure | Re
 
 
 def _root(error: BaseException) -> BaseException:
-    """What is really the matter: the innermost cause, of a group the first."""
+    """What is really the matter: the system's own error, or else the innermost cause; of a group the first."""
     while True:
         if isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
             continue
-        inner = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-        if inner is None or isinstance(error, (ssl.SSLError, socket.gaierror)):
+        # httpcore raises anew what it caught, `from None`: the context is still the cause.
+        inner = error.__cause__ or error.__context__
+        if inner is None or (isinstance(error, OSError) and error.errno is not None):
             return error
         error = inner
+
+
+async def _abandon(pieces: AsyncIterator[bytes]) -> None:
+    """Ends what may not be exhausted. httpx reads through six generators and closes only the outermost; a cancelled
+    read ends all of them."""
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        try:
+            async for _ in pieces:
+                pass
+        except httpx.HTTPError:
+            pass  # nobody waits for the rest
 
 
 def _target(url: str, location: str) -> str:
