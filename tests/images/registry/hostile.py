@@ -27,6 +27,8 @@ import trio
 from tests.images.build import CONFIG, LAYER, MANIFEST, config_of, digest
 
 _PART = re.compile(r"/v2/(.+)/(manifests|blobs)/([^/]+)")
+_PIECE_BYTES = 256 << 10
+_TLS_HANDSHAKE = b"\x16"
 _ABSOLUTE = re.compile(r"http://[^/]*")
 _RANGE = re.compile(r"bytes=(\d+)-(\d*)")
 
@@ -67,8 +69,9 @@ class Exchange:
 
     async def send(self, data: bytes) -> None:
         """Bytes as they are, whatever they mean."""
-        self.registry.sent_bytes += len(data)
-        await self._stream.send_all(data)
+        for start in range(0, len(data), _PIECE_BYTES):
+            await self._stream.send_all(data[start : start + _PIECE_BYTES])
+            self.registry.sent_bytes += min(_PIECE_BYTES, len(data) - start)
 
     async def answer(
         self, status: int = 200, body: bytes = b"", headers: Headers = (), *, length: int | None = None
@@ -190,13 +193,21 @@ class HostileRegistry:
 
     async def _converse(self, stream: trio.abc.Stream, inbox: _Inbox, number: int) -> None:
         while True:
-            request = await inbox.request(number)
+            try:
+                request = await inbox.request(number)
+            except NotHttp:
+                await stream.send_all(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
+                return
             self.requests.append(request)
             exchange = Exchange(self, request, stream)
             scripts = self._scripts.get(request.path, [well])
             await (scripts.pop(0) if len(scripts) > 1 else scripts[0])(exchange)
             if not exchange.keep:
                 return
+
+
+class NotHttp(Exception):
+    """A client speaks TLS where plain http is spoken."""
 
 
 class _Inbox:
@@ -209,6 +220,8 @@ class _Inbox:
     async def request(self, connection: int) -> Request:
         while b"\r\n\r\n" not in self._buffer:
             self._buffer += await self._receive.receive()
+            if self._buffer[:1] == _TLS_HANDSHAKE:
+                raise NotHttp
         head, _, self._buffer = self._buffer.partition(b"\r\n\r\n")
         first, *lines = head.decode("latin-1").split("\r\n")
         method, target, _ = first.split(" ", 2)
