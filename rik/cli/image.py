@@ -35,7 +35,7 @@ def _used_by(image: dict[str, Any], limit: int) -> str:
 
 LIST_COLUMNS = (
     Column("Image", references),
-    Column("Digest", digest_cell),
+    Column("Digest", digest_cell, whole=True),
     Column("Size", lambda image: decimal_bytes(image.get("size_bytes")), right=True),
     Column("Layers", lambda image: str(image.get("layers", "")), right=True),
     Column("Pulled", lambda image: age(image.get("pulled_at"))),
@@ -51,7 +51,7 @@ WIDE_COLUMNS = (
 )
 PRUNED_COLUMNS = (
     Column("Image", references),
-    Column("Digest", digest_cell),
+    Column("Digest", digest_cell, whole=True),
     Column("Size", lambda image: decimal_bytes(image.get("size_bytes")), right=True),
     Column("Pulled", lambda image: age(image.get("pulled_at"))),
     Column("Last used", lambda image: age(image.get("used_at"))),

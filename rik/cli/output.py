@@ -28,7 +28,7 @@ STATUS_STYLES = {
 
 class Column(NamedTuple):
     """`cell` makes a row's text; a `wide` one is shown by `-o wide` alone; `styled` colours it by its word; one that
-    `ages` changes with time alone, which is no news to somebody who follows."""
+    `ages` changes with time alone, which is no news to somebody who follows; a `whole` one is never folded."""
 
     title: str
     cell: Callable[[Any], str]
@@ -36,6 +36,7 @@ class Column(NamedTuple):
     right: bool = False
     styled: bool = False
     ages: bool = False
+    whole: bool = False
 
 
 def is_terminal(stream: IO[Any] | None = None) -> bool:
@@ -154,7 +155,9 @@ def rich_table(columns: Sequence[Column], cells: Sequence[Sequence[str]]) -> Any
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", expand=False)
     for column in columns:
-        table.add_column(column.title, justify="right" if column.right else "left", overflow="fold")
+        table.add_column(
+            column.title, justify="right" if column.right else "left", overflow="fold", no_wrap=column.whole
+        )
     for row in cells:
         table.add_row(
             *(
