@@ -230,6 +230,8 @@ class Transport:
                 return TransientFailure(f"the connection to {peer} broke: {_root(error)}")
             case httpx.RemoteProtocolError() if str(error).startswith(_CUT_OFF):
                 return TransientFailure(f"{peer} ended the connection too early: {error}")
+            case httpx.RemoteProtocolError() if "in location header" in str(error):
+                return Refusal(f"{peer} redirects to something that is no URL")
             case httpx.RemoteProtocolError():
                 return NotSpoken(f"{peer} does not answer in HTTP: {str(error)[:200]}")
             case _:
@@ -268,18 +270,6 @@ def _root(error: BaseException) -> BaseException:
         if inner is None or (isinstance(error, OSError) and error.errno is not None):
             return error
         error = inner
-
-
-async def _abandon(pieces: AsyncIterator[bytes]) -> None:
-    """Ends what may not be exhausted. httpx reads through six generators and closes only the outermost; a cancelled
-    read ends all of them."""
-    with trio.CancelScope() as scope:
-        scope.cancel()
-        try:
-            async for _ in pieces:
-                pass
-        except httpx.HTTPError:
-            pass  # nobody waits for the rest
 
 
 def _target(url: str, location: str) -> str:
