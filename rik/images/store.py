@@ -25,7 +25,7 @@ import trio
 
 from rik.images.catalog import Catalog, Pointer, Pull, Record, short
 from rik.images.confined import Owners
-from rik.images.errors import ImageError, ImageInvalid, ImagePullFailed
+from rik.images.errors import ImageError, ImageInvalid, ImagePullFailed, ImageSpoilt
 from rik.images.flights import Flights, ReportProgress
 from rik.images.housekeeping import Housekeeping
 from rik.images.layers import Layers, Wanted
@@ -162,12 +162,18 @@ class ImageStore:
         ask = not isinstance(reference, RegistryReference) or (refresh and reference.digest is None)
         with _explained(where):
             await trio.to_thread.run_sync(self._make_directories)
+        spoilt: ImageSpoilt | None = None
         for _ in range(_TRIES):
             if not ask and (image := await self._take(reference, holder)) is not None:
                 return image
-            async with self._flights.join(where, partial(self._find_or_pull, reference), progress) as found:
-                if (image := await self._take(reference, holder, found)) is not None:
-                    return image
+            try:
+                async with self._flights.join(where, partial(self._find_or_pull, reference), progress) as found:
+                    if (image := await self._take(reference, holder, found)) is not None:
+                        return image
+            except ImageSpoilt as error:
+                spoilt = error
+        if spoilt is not None:
+            raise spoilt
         raise ImagePullFailed(f"{where} was removed again whenever it was here")
 
     async def find(self, reference: Reference, *, holder: str = "") -> Image | None:

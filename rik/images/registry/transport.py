@@ -6,6 +6,7 @@ environment, but never for this machine. Bodies are taken as they are sent: noth
 
 from __future__ import annotations
 
+import os
 import socket
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
@@ -256,7 +257,8 @@ def _connect_failure(error: httpx.HTTPError, peer: str) -> TransientFailure | Re
         return TransientFailure(f"the host {peer} is unknown: {root.strerror}", unreachable=True)
     if isinstance(root, ssl.SSLEOFError) or not isinstance(root, OSError):
         return TransientFailure(f"{peer} ended the connection during the TLS handshake")
-    return TransientFailure(f"no connection to {peer}: {root.strerror or root}", unreachable=True)
+    cause = os.strerror(root.errno) if root.errno else str(root)
+    return TransientFailure(f"no connection to {peer}: {cause}", unreachable=True)
 
 
 def _root(error: BaseException) -> BaseException:
