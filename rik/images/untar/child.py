@@ -9,6 +9,7 @@ only, but for what ``compression.py`` imports (before the confinement) when a la
 from __future__ import annotations
 
 import ctypes
+import gc
 import hashlib
 import json
 import os
@@ -98,6 +99,7 @@ class Ahead:
 
 
 def main() -> None:
+    gc.disable()  # it does one thing and ends; looking for cycles in what it remembers of a layer only takes time
     job = json.loads(_read_exactly(int.from_bytes(_read_exactly(JOB_LENGTH_BYTES), "big")))
     try:
         answer = _JOBS[job["do"]](job)
@@ -152,7 +154,12 @@ def unpack(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _sync_file_system(fd: int) -> None:
-    """Everything written so far is on the disk: cheaper than a call for each of the files."""
+    """Everything written so far is on the disk.
+
+    One call for the whole file system waits for what others have written, too, and is still the cheapest that is true:
+    4,000 files of 20 kB took 0.05 s (0.10 s beside somebody who wrote 200 MB/s), where a call for each took 1 to 3 s;
+    sync_file_range promises nothing about what the file system must know to find the data again.
+    """
     if _libc.syncfs(fd) < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), "syncfs")

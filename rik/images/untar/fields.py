@@ -20,11 +20,14 @@ def number_of(field: bytes) -> int:
 def octal_of(field: bytes) -> int:
     """Octal digits to the first zero byte; none are 0."""
     digits = field.partition(b"\0")[0].strip()
-    if not digits:
+    if digits.isdigit():  # int() accepts more
+        try:
+            return int(digits, 8)
+        except ValueError:
+            pass
+    elif not digits:
         return 0
-    if not digits.isdigit() or b"8" in digits or b"9" in digits:
-        raise ValueError("invalid header")
-    return int(digits, 8)
+    raise ValueError("invalid header")
 
 
 def decimal_of(value: bytes) -> int:
