@@ -17,6 +17,9 @@ from rik.images.pruning import Plan, Pruned, Shelf, StoredImage, choose
 from rik.images.unpack import remove_tree
 from rik.model.node import HostResource
 
+# A download that has a name for longer than this has nobody.
+_NAMED_S = 60.0
+
 
 class Housekeeping:
     """Of the store whose lock is `gate`; everything that it asks of the disk, it asks in threads."""
@@ -161,6 +164,10 @@ class Housekeeping:
             path.unlink(missing_ok=True)
         for path in self._layers.lock_files():
             remove_if_free(path)
+        for path in self._downloads():
+            if _age_s(path) > _NAMED_S:
+                path.unlink(missing_ok=True)
+                swept.append(_resource(path, "", "half-made download"))
         return swept, abandoned
 
     def _inventory(self) -> list[HostResource]:
@@ -174,7 +181,13 @@ class Housekeeping:
         found += [
             _resource(path, "rik" if alive else "", "half-made layer") for path, alive in self._layers.half_made()
         ]
+        for path in self._downloads():
+            found.append(_resource(path, "" if _age_s(path) > _NAMED_S else "rik", "half-made download"))
         return found + [_resource(path, "", "not of the layer store") for path in self._layers.strangers()]
+
+    def _downloads(self) -> list[Path]:
+        """Downloads lose their names at once where they have any; a kill in between leaves one."""
+        return sorted((self._layers.directory.parent / "downloads").glob("*"))
 
     async def _remove(self, paths: list[Path]) -> None:
         """All of them, whatever becomes of one."""
@@ -190,6 +203,14 @@ class Housekeeping:
 
 def _resource(path: Path, owner: str, detail: str) -> HostResource:
     return HostResource("file", str(path), owner, detail)
+
+
+def _age_s(path: Path) -> float:
+    """Since it was changed; 0 when it is gone."""
+    try:
+        return time.time() - path.lstat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _now() -> int:

@@ -14,6 +14,9 @@ from rik.model.instance import Progress
 PULL, UNPACK = "pull", "unpack"
 # Waiting for other unpackings brings no bytes; the seconds then show that it is alive.
 TICK_S = 1.0
+# Pieces come by the thousand: what has come since the last report must be worth another one, or that be long ago.
+_WORTH_BYTES = 1 << 18
+_WORTH_S = 0.1
 
 
 class Tally:
@@ -39,6 +42,7 @@ class Tally:
         self._read: dict[int, int] = {}
         self._complete = layers - len(missing)
         self._shown = 0
+        self._told_at = began
         self.tell()
 
     @property
@@ -49,8 +53,12 @@ class Tally:
     def receive(self, count: int) -> None:
         """`count` more bytes have come; negative when some must come again."""
         self._received += count
-        if self._pulling and self._received >= self.total:
+        if not self._pulling:
+            return
+        if self._received >= self.total:
             self._turn_to_unpacking()
+        elif self._received - self._shown < _WORTH_BYTES and trio.current_time() - self._told_at < _WORTH_S:
+            return
         self.tell()
 
     def reader(self, number: int, layer: Layer) -> Callable[[int], None]:
@@ -75,6 +83,7 @@ class Tally:
         """Reports how far it is."""
         done, total = (self._received, self.total) if self._pulling else (sum(self._read.values()), self._to_read)
         self._shown = max(self._shown, min(done, total))
+        self._told_at = trio.current_time()
         self._report(
             Progress(
                 PULL if self._pulling else UNPACK,
