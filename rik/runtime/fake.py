@@ -89,15 +89,18 @@ class FakeRuntime:
         facts = self.machine.facts.get(pod.uid)
         if facts is None or facts.removed:
             self.machine.put(Facts(pod.assignment, failures=facts.failures if facts else 0))
-        pulled = []
+        pulled: dict[str, ImageUse] = {}
         for script in scripts_of(pod.spec):
-            if script.number("PULL_STEPS"):
-                pulled.append(await self._pull(script, report))
+            if script.image in pulled:
+                use = pulled[script.image]
+                pulled[script.image] = msgspec.structs.replace(use, containers=(*use.containers, script.name))
+            elif script.number("PULL_STEPS"):
+                pulled[script.image] = await self._pull(script, report)
             else:
                 report(Progress("unpack"))
                 await trio.sleep(script.number("PREPARE_SECONDS"))
         await self._obey("prepare", pod.uid)
-        return tuple(pulled)
+        return tuple(pulled.values())
 
     async def _pull(self, script: Script, report: ReportProgress) -> ImageUse:
         steps, layers = int(script.number("PULL_STEPS")), int(script.number("PULL_LAYERS", 1))

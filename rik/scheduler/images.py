@@ -9,7 +9,8 @@ from rik.model.spans import format_span
 
 def tell_of_use(image: ImageUse, now: int) -> str:
     """One sentence: how it came to the node, or since when it was there (`now` in ms)."""
-    origin = f" from {image.origin}" if image.origin and image.origin != image.reference else ""
+    named = not image.origin or image.reference.startswith(image.origin)
+    origin = "" if named else f" from {image.origin}"
     unpacked = f"{format_memory(image.size_bytes)} unpacked"
     if image.cached:
         since = f" (pulled {format_span(max(0, now - image.pulled_at) / 1000)} ago{origin})" if image.pulled_at else ""

@@ -16,12 +16,14 @@ from rik.environment import SystemEnvironment
 from rik.messages import Assignment
 from rik.runtime.base import Pod, Runtime
 from rik.runtime.fake import FakeMachine, FakeRuntime
-from rik.runtimes import equip
+from rik.runtimes import Equipment, equip
+from tests.images.build import file, folder, layout, tar
 
 # What a runtime may declare to lack.
 UDP = "udp"  # datagrams into an instance
 SERVERS = "servers"  # programs of its own that listen: connections are answered by the runtime itself
 
+IMAGE = "registry.example/app:1"  # where nothing is really fetched
 ECHO_SERVER = """
 use IO::Socket::INET;
 my $s = IO::Socket::INET->new(LocalAddr => '0.0.0.0', LocalPort => 7007, Listen => 5, ReuseAddr => 1) or die $!;
@@ -42,6 +44,7 @@ class Does(msgspec.Struct, frozen=True, kw_only=True):
     missing: bool = False
     cats: bool = False
     serves: bool = False
+    pulled: bool = False
 
 
 SLEEPS = Does()
@@ -88,7 +91,12 @@ class FakeSubject:
             env["FAKE_FAIL_MESSAGE"] = "container `c0`: command `/no/such/command` was not found"
         if does.cats:
             env["FAKE_CAT"] = 1
-        return {"image": "host", "env": [{"name": key, "value": str(value)} for key, value in env.items()]}
+        if does.pulled:
+            env |= {"FAKE_PULL_STEPS": 4, "FAKE_PULL_LAYERS": 2}
+        return {
+            "image": IMAGE if does.pulled else "host",
+            "env": [{"name": key, "value": str(value)} for key, value in env.items()],
+        }
 
     async def clean(self) -> None:
         await trio.lowlevel.checkpoint()
@@ -102,10 +110,18 @@ class ProcessSubject:
         self._directory = directory
         self._host_id = secrets.token_hex(4)
 
+    def _equip(self) -> Equipment:
+        return equip("process", self._environment, self._directory, self._host_id, allow_dirs=None)
+
     def runtime(self) -> Runtime:
-        return equip("process", self._environment, self._directory, self._host_id, allow_dirs=None).runtimes[0]
+        return self._equip().runtimes[0]
 
     def container(self, does: Does) -> dict[str, Any]:
+        if does.pulled:
+            place = self._directory / "image-to-pull"
+            if not place.exists():
+                layout(place, tar(folder("bin")), tar(file("etc-motd", b"hello")))
+            return {"image": f"oci:{place}", "command": ["/bin/sh"]}
         if does.missing:
             return {"image": "host", "command": ["/no/such/command"]}
         if does.cats:
@@ -118,6 +134,9 @@ class ProcessSubject:
         runtime = self.runtime()
         async with runtime.open():
             await runtime.sweep(frozenset())
+        images = self._equip().images
+        if images is not None:
+            await images.prune()
         run = runtime.layout.run_dir  # type: ignore[attr-defined]
         shutil.rmtree(run, ignore_errors=True)
 

@@ -39,6 +39,29 @@ async def test_probe(runtime: Runtime) -> None:
     assert {"cpu", "memory", "pids"} <= set(capability.limits)
 
 
+async def test_images_are_told(bench: Bench, runtime: Runtime) -> None:
+    """Preparing tells of each image once, with the containers that run it, and of its layers while they come; what is
+    the host's own is no image. Prepared again it is the same image."""
+    told: list[Progress] = []
+    pod = bench.pod(Does(pulled=True), SLEEPS, Does(pulled=True))
+    (image,) = await runtime.prepare(pod, told.append)
+    assert image.containers == ("c0", "c2")
+    assert (image.layers, image.pulled_layers, image.cached) == (2, 2, False)
+    assert image.reference in pod.spec.containers[0].image
+    assert image.digest.startswith("sha256:") and image.pulled_bytes > 0 and image.pulled_at > 0
+    ways = [progress for progress in told if progress.layers_total]
+    assert {progress.layers_total for progress in ways} == {2}
+    assert [p.layers_done for p in ways] == sorted(p.layers_done for p in ways)
+    assert ways[-1].layers_done == 2
+    assert all(progress.done <= progress.total for progress in ways)
+    (again,) = await runtime.prepare(pod, ignore)
+    assert (again.digest, again.containers) == (image.digest, image.containers)
+    await runtime.remove(pod.uid)
+    host = bench.pod(SLEEPS)
+    assert await runtime.prepare(host, ignore) == ()
+    await runtime.remove(host.uid)
+
+
 async def test_from_nothing_to_nothing(bench: Bench, runtime: Runtime) -> None:
     """Absent, running, ended, absent: with the times, and nothing left behind."""
     pod = bench.pod(Does(ends_after=0.3))

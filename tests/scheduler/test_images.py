@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import msgspec
+import pytest
 
 from rik.model.instance import ImageUse, Status
 from rik.scheduler import lifecycle
@@ -38,10 +39,11 @@ def test_an_image_that_was_there_is_told_with_its_age() -> None:
     assert tell_of_use(FOUND, AT + 2 * 3_600_000) == said
 
 
-def test_a_file_is_not_named_twice() -> None:
-    """The origin is left out where the reference says it already."""
-    one = msgspec.structs.replace(PULLED, reference="oci:/srv/a", origin="oci:/srv/a", layers=1, pulled_layers=1)
-    assert tell_of_use(one, AT).startswith("oci:/srv/a: 1 of 1 layer, ")
+@pytest.mark.parametrize(("reference", "origin"), [("oci:/srv/a", "oci:/srv/a"), ("reg.example/a:1", "reg.example")])
+def test_an_origin_is_not_named_twice(reference: str, origin: str) -> None:
+    """It is left out where the reference says it already."""
+    one = msgspec.structs.replace(PULLED, reference=reference, origin=origin, layers=1, pulled_layers=1)
+    assert tell_of_use(one, AT).startswith(f"{reference}: 1 of 1 layer, ")
 
 
 def test_each_image_is_an_event_before_the_status_that_it_led_to() -> None:
