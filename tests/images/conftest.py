@@ -15,6 +15,7 @@ from rik.images.store import ImageStore
 from rik.images.unpack import remove_tree
 from rik.linux.idmap import IdMap, Unavailable, detect, single
 from tests.conftest import Require
+from tests.images.remote import Remote
 
 MakeStore = Callable[..., ImageStore]
 
@@ -63,3 +64,11 @@ def store(make_store: MakeStore) -> ImageStore:
 @pytest.fixture
 def owners(idmap: IdMap | Unavailable) -> Owners:
     return Owners(idmap, os.geteuid())
+
+
+@pytest.fixture
+def remote(monkeypatch: pytest.MonkeyPatch) -> Remote:
+    """What stores of this test take for all registries there are."""
+    made = Remote()
+    monkeypatch.setattr("rik.images.store.open_source", made.open)
+    return made
