@@ -96,6 +96,8 @@ class Gunzip:
             if not data:
                 return False
             rest = data.lstrip(b"\0")
+        if not rest.startswith(_GZIP[: len(rest)]):
+            raise BadTar("the compressed data is damaged: something else follows it")
         self._decoder = self._codec.decompressobj(_WITH_GZIP_HEADER)
         self._pending, self._more = rest, False
         return True
