@@ -206,6 +206,27 @@ async def test_progress_is_rare_and_the_latest(running: Running) -> None:
         assert [(await frames.next())["type"] for _ in range(2)] == ["instance", "instance"]
 
 
+async def test_progress_of_an_image_has_layers_and_seconds(running: Running) -> None:
+    """The frame of a pull says how many layers are complete, and how long it has taken; of anything else neither."""
+    await running.scheduler.put(instance(1, Status.CREATING))
+    async with running.client.watch() as frames:
+        await frames.next()
+        running.scheduler.progress(instance(1).uid, Progress("unpack", 43, 100, "bytes", 2, 6, 1.26))
+        assert await frames.until("progress") == {
+            "type": "progress",
+            "instance": "instance-1",
+            "step": "unpack",
+            "done": 43,
+            "total": 100,
+            "unit": "bytes",
+            "layers": {"done": 2, "total": 6},
+            "seconds": 1.3,
+        }
+        running.scheduler.progress(instance(1).uid, Progress("start"))
+        frame = await frames.until("progress")
+        assert (frame["step"], frame["layers"], frame["seconds"]) == ("start", None, 0.0)
+
+
 async def test_batches_are_coalesced(running: Running) -> None:
     """With `batch=true` changes come many to a frame, in order and each once."""
     async with running.client.watch("batch=true") as frames:
