@@ -30,10 +30,10 @@ SETTLE_S = 20.0
 FINAL = ("Failed", "Terminated")
 LAYERS = 4
 LAYER_BYTES = 500_000  # what cannot be compressed, of each layer
-LAYER_FILES = 1500
+LAYER_FILES = 1000
 # With these sizes the bytes come for half a second, and half a second is left of unpacking after the last of them.
 SLOW_BYTES_PER_S = 5e6
-LATEST_MOMENT_S = 1.4
+LATEST_MOMENT_S = 1.2
 
 
 def many_files(number: int, randomness: random.Random) -> list[Entry]:
@@ -103,7 +103,7 @@ class Rounds:
         self.killed_in[doing] += 1
 
     async def check(self) -> None:
-        """After a restart: what was interrupted is explained or runs, a new one runs, and then nothing is left."""
+        """After a restart: what was interrupted runs (it pulls again) or is explained; a new one runs; nothing is left."""
         self.way.bytes_per_s = float("inf")
         async with Client(self.server.url) as client:
             for entry in await client.get("instances.list"):
