@@ -69,7 +69,7 @@ class Authorization:
         self, endpoint: Endpoint, base: str, repository: str, found: Found, tokens: Tokens, insecure: Sequence[str]
     ) -> None:
         self._endpoint = endpoint
-        self._base = base
+        self.base = base
         self._repository = repository
         self._found = found
         self._tokens = tokens
@@ -82,7 +82,7 @@ class Authorization:
         credential = self._found.credential
         if credential is not None and credential.registry_token:
             return f"Bearer {_checked(credential.registry_token, credential.origin)}"
-        return self._tokens.get(self._base, self._repository, credential)
+        return self._tokens.get(self.base, self._repository, credential)
 
     async def renew(self, used: str | None, headers: Sequence[str], transport: Transport) -> str | None:
         """Another value, after a 401 with these WWW-Authenticate headers was the answer to `used`; None when there is
@@ -103,7 +103,7 @@ class Authorization:
                     return None
             else:
                 return None
-            self._tokens.keep(self._base, self._repository, credential, value, seconds)
+            self._tokens.keep(self.base, self._repository, credential, value, seconds)
             return value
 
     def explain(self) -> tuple[str, str]:
@@ -174,7 +174,7 @@ class Authorization:
             raise Refusal(f"{name} names `{realm[:200]}` as its token server, which is no http or https address")
         if parts.scheme == "http":
             here = is_loopback(host) or is_listed(host, self._insecure)
-            same = self._base.startswith("http://") and hostname(host) == hostname(self._endpoint.host)
+            same = self.base.startswith("http://") and hostname(host) == hostname(self._endpoint.host)
             if not (self._endpoint.plain and (here or same)):
                 raise Refusal(f"{name} names the token server http://{host[:200]}: credentials go over https only")
         return urlunsplit((parts.scheme, host, parts.path, parts.query, ""))

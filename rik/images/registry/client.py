@@ -61,7 +61,8 @@ class _Shape(msgspec.Struct, rename="camel"):
 
 
 class Client:
-    """`authorize` makes the Authorization once it is known under which URL the repository is."""
+    """`authorize` makes the Authorization once it is known under which URL the repository is; it is kept in `known`,
+    which the clients of one pull share."""
 
     def __init__(
         self,
@@ -69,13 +70,13 @@ class Client:
         repository: str,
         transport: Transport,
         authorize: Callable[[str], Awaitable[Authorization]],
+        known: dict[Endpoint, Authorization],
     ) -> None:
         self.endpoint = endpoint
         self._repository = repository
         self._transport = transport
         self._authorize = authorize
-        self._authorization: Authorization | None = None
-        self._base = ""
+        self._known = known
         self._preparing = trio.Lock()
 
     async def manifest(self, name: str, expected: Descriptor | None = None) -> Fetched:
@@ -144,8 +145,8 @@ class Client:
     @asynccontextmanager
     async def _get(self, path: str, headers: dict[str, str]) -> AsyncIterator[httpx.Response]:
         """The answer when it is a success (or, to a Range, 416), with credentials when they are asked for."""
-        base, authorization = await self._prepare()
-        url = f"{base}/{self._repository}/{path}"
+        authorization = await self._prepare()
+        url = f"{authorization.base}/{self._repository}/{path}"
         used = authorization.current
         for is_last in (False, True):
             shown = {"Authorization": used} if used else {}
@@ -184,15 +185,13 @@ class Client:
                 f"{name} sends something else: its digest is {found}, and {digest} was asked for", ImageInvalid
             )
 
-    async def _prepare(self) -> tuple[str, Authorization]:
+    async def _prepare(self) -> Authorization:
         async with self._preparing:
             if self.endpoint.problem:
                 raise Refusal(self.endpoint.problem, next_step=self.endpoint.next_step)
-            if not self._base:
-                self._base = await self._find_base()
-            if self._authorization is None:
-                self._authorization = await self._authorize(self._base)
-            return self._base, self._authorization
+            if self.endpoint not in self._known:
+                self._known[self.endpoint] = await self._authorize(await self._find_base())
+            return self._known[self.endpoint]
 
     async def _find_base(self) -> str:
         """Which scheme is spoken there: asked without credentials, and only where there is a choice."""

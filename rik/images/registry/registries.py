@@ -59,26 +59,30 @@ class Registries:
             if not (endpoint.mirror and self._is_distrusted(endpoint))
         ]
 
+        known: dict[Endpoint, Authorization] = {}
+
         @asynccontextmanager
         async def open_clients() -> AsyncIterator[Sequence[Client]]:
             # Whoever waits for a mirror that says nothing must have patience left for the registry.
             hurry = len(endpoints) + 1
             async with await self._transport(1) as patient, await self._transport(hurry) as hurried:
                 yield [
-                    self._client(endpoint, reference.repository, hurried if endpoint.mirror else patient)
+                    self._client(endpoint, reference.repository, hurried if endpoint.mirror else patient, known)
                     for endpoint in endpoints
                 ]
 
         return RegistrySource(reference, wanted, self._downloads, open_clients, self._distrust, self._configs)
 
-    def _client(self, endpoint: Endpoint, repository: str, transport: Transport) -> Client:
+    def _client(
+        self, endpoint: Endpoint, repository: str, transport: Transport, known: dict[Endpoint, Authorization]
+    ) -> Client:
         async def authorize(base: str) -> Authorization:
             found = await find_credential(endpoint.host, repository, os.environ)
             for problem in found.problems:
                 log.warning("credentials for %s: %s", endpoint.host, problem)
             return Authorization(endpoint, base, repository, found, self._tokens, self._insecure)
 
-        return Client(endpoint, repository, transport, authorize)
+        return Client(endpoint, repository, transport, authorize, known)
 
     async def _transport(self, hurry: int) -> Transport:
         name = "rik.images.registry.transport"
