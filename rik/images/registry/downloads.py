@@ -254,9 +254,12 @@ async def _receive(body: Body, blob: _Blob) -> None:
         new = chunk[skip:] if skip else chunk
         skip = max(0, skip - len(chunk))
         if new:
-            with patience.held():
-                await spool.append(new)
-            blob.tell(len(new))
+            before = spool.received
+            try:
+                with patience.held():
+                    await spool.append(new)
+            finally:
+                blob.tell(spool.received - before)  # a cancelled one may have taken a part
         # Ten thousand tiny chunks may come in one packet.
         if trio.current_time() - breathed_at > LONGEST_BREATH_S:
             await trio.lowlevel.checkpoint()

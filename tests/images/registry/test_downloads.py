@@ -396,6 +396,31 @@ async def test_handed_over_when_cancelled(server: Server, downloads: Downloads) 
     assert (first.total, second.total) == (HALF, SIZE)
 
 
+async def test_handed_over_in_the_midst_of_a_chunk(downloads: Downloads) -> None:
+    """What a cancelled one had taken of a large chunk counts for the others, who are told of every byte once."""
+    layer, open_at = repeated(random.Random(2).randbytes(6 << 20), 2)
+    told = Progress()
+
+    async def fetch(scope: trio.CancelScope) -> None:
+        with scope:
+            async with downloads.fetching([layer], open_at, lambda count: None):
+                await trio.sleep_forever()
+
+    scope = trio.CancelScope()
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fetch, scope)
+            await trio.testing.wait_all_tasks_blocked()
+            async with downloads.fetching([layer], open_at, told):
+                [spool] = [blob.spool for blob in downloads._blobs.values()]
+                while spool.size < 1 << 20:
+                    await trio.lowlevel.checkpoint()
+                scope.cancel()
+                async with downloads.open_layer(layer) as chunks:
+                    assert sum([len(chunk) async for chunk in chunks]) == layer.size
+    assert told.total == layer.size
+
+
 async def test_handed_over_when_an_endpoint_fails(server: Server, downloads: Downloads, impatient: None) -> None:
     """One whose endpoint fails is told so; another, with an endpoint that works, goes on from where it was."""
     server.behaviours = [half, nothing, nothing, nothing, nothing, whole]
