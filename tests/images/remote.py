@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import trio
 
-from rik.images.errors import ImagePullFailed
+from rik.images.errors import ImageError, ImagePullFailed
 from rik.images.manifest import Platform
 from rik.images.opening import open_source
 from rik.images.reference import Reference, RegistryReference, parse_reference
@@ -69,11 +69,17 @@ class _RemoteSource:
                 await trio.lowlevel.checkpoint()
             self._came[layer.digest].set()
 
+        raised: ImageError | None = None
         async with trio.open_nursery() as nursery:
             for layer in layers:
                 nursery.start_soon(fetch, layer)
-            yield
+            try:
+                yield
+            except ImageError as error:
+                raised = error  # the contract: never a group
             nursery.cancel_scope.cancel()
+        if raised is not None:
+            raise raised
 
     def open_layer(self, layer: Layer) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
         return self._open_layer(layer)
