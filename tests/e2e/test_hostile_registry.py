@@ -15,6 +15,7 @@ import psutil
 import pytest
 import trio
 
+from rik.images.unpack import remove_tree
 from tests.api.client import ApiClient, Frames
 from tests.e2e.server import Client, Server, pod, serving
 from tests.e2e.test_reasons import explained
@@ -63,6 +64,7 @@ async def server(tmp_path: Path) -> AsyncIterator[Server]:
     env = {"HOME": str(tmp_path / "home"), "DOCKER_CONFIG": str(tmp_path / "home" / ".docker")}
     async with serving(tmp_path / "data", *options, env=env) as running:
         yield running
+    await remove_tree(tmp_path / "data")  # layers hold files of ids that are not the tests' own
 
 
 def rik(server: Server, *arguments: str) -> subprocess.CompletedProcess[str]:
