@@ -24,7 +24,7 @@ NEXT_STEPS = {
     "ImageNotFound": "check its name and tag",
     "ImageUnauthorized": "docker login REGISTRY on the node as the user RIK runs as, or put credentials into "
     "~/.docker/config.json there",
-    "ImageInvalid": "check the image with whoever made it",
+    "ImageInvalid": "have it made again; if a limit of this node was met, `rik serve --image-max-…` sets it",
 }
 
 Frame = Mapping[str, Any]
