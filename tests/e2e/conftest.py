@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+import trio
 
+from rik.images.unpack import remove_tree
 from tests.e2e.server import Client, Server, serving
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Iterator[Path]:
+    """For a server that unpacks images, whose files belong to ids that are not the tests' own."""
+    yield tmp_path / "data"
+    trio.run(remove_tree, tmp_path / "data")
 
 
 @pytest.fixture

@@ -103,7 +103,8 @@ class Rounds:
         self.killed_in[doing] += 1
 
     async def check(self) -> None:
-        """After a restart: what was interrupted runs (it pulls again) or is explained; a new one runs; nothing is left."""
+        """After a restart: what was interrupted pulls again and runs, or is explained; so does a new one; nothing is
+        left."""
         self.way.bytes_per_s = float("inf")
         async with Client(self.server.url) as client:
             for entry in await client.get("instances.list"):
@@ -133,19 +134,20 @@ class Rounds:
 
 # A request whose server is killed under it leaves a generator of httpx's unfinished.
 @pytest.mark.filterwarnings("ignore:Async generator 'httpx:ResourceWarning")
-async def test_killed_while_pulling(tmp_path: Path, registry: Registry, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_killed_while_pulling(
+    tmp_path: Path, data_dir: Path, registry: Registry, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Killed thirty times at random moments of pull and unpack: after each restart the next pull succeeds, the pod
     runs, the audit is clean, and no file, lease or process of the pull before is left.
     """
     seed = int(os.environ.get("RIK_TEST_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
     moments = random.Random(seed)
     await trio.to_thread.run_sync(push_image, registry, tmp_path)
-    data = tmp_path / "data"
-    server = Server(data, env={"HOME": str(tmp_path)})
+    server = Server(data_dir, env={"HOME": str(tmp_path)})
     killed_in: Counter[str] = Counter()
     try:
         async with slow_way(registry.port, SLOW_BYTES_PER_S) as way:
-            rounds = Rounds(server, way, data)
+            rounds = Rounds(server, way, data_dir)
             killed_in = rounds.killed_in
             await server.start()
             async with Client(server.url) as client:

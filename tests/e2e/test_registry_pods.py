@@ -126,7 +126,7 @@ async def inside(server: Server, instance: str, container: str, script: str) -> 
 
 
 async def test_debian_from_a_registry(
-    tmp_path: Path, registry: Registry, debian: tuple[str, str], debian_image: Path
+    tmp_path: Path, data_dir: Path, registry: Registry, debian: tuple[str, str], debian_image: Path
 ) -> None:
     """nginx and redis answer through published ports, as the users, in the directory and with the environment and the
     stop signal that the image names; the record says what was pulled; the second start pulls nothing.
@@ -134,7 +134,7 @@ async def test_debian_from_a_registry(
     tagged, by_digest = debian
     layers = layer_sizes(debian_image)
     async with (
-        serving(tmp_path / "data", "--publish-address", "127.0.0.1", env={"HOME": str(tmp_path)}) as server,
+        serving(data_dir, "--publish-address", "127.0.0.1", env={"HOME": str(tmp_path)}) as server,
         Client(server.url) as client,
     ):
         record = await running(client, site("site", tagged))
@@ -177,14 +177,14 @@ async def test_debian_from_a_registry(
         assert "signal 3 (SIGQUIT) received" in log, "nginx ends in good order at the image's own stop signal"
 
 
-async def test_a_crowd_pulls_once(tmp_path: Path, registry: Registry, debian_image: Path) -> None:
+async def test_a_crowd_pulls_once(tmp_path: Path, data_dir: Path, registry: Registry, debian_image: Path) -> None:
     """Twenty pods of one new image, created at once: each of its blobs is sent once, and every pod shows its pull."""
     registry.push(f"oci:{debian_image}:{TAG}", "crowd:v1")
     layers = layer_sizes(debian_image)
     seen: dict[str, list[dict[str, Any]]] = {}
     async with (
         slow_way(registry.port, SLOW_BYTES_PER_S) as way,
-        serving(tmp_path / "data", env={"HOME": str(tmp_path)}) as server,
+        serving(data_dir, env={"HOME": str(tmp_path)}) as server,
         Client(server.url, checked=False) as client,
     ):
         sleeper = {"name": "main", "image": f"{way.host}/crowd:v1", "command": ["sleep", "1000"]}
@@ -213,7 +213,7 @@ async def test_a_crowd_pulls_once(tmp_path: Path, registry: Registry, debian_ima
 
 
 @pytest.mark.require("static-busybox", reason="the image's only program")
-async def test_credentials_of_docker_login(tmp_path: Path) -> None:
+async def test_credentials_of_docker_login(tmp_path: Path, data_dir: Path) -> None:
     """A registry with a password: refused with a hint; run once `config.json` in the server's home has it, without a
     restart; and the password is nowhere to be read.
     """
@@ -229,7 +229,7 @@ async def test_credentials_of_docker_login(tmp_path: Path) -> None:
         registry.push(f"oci:{small}:v1", "team/private:v1")
         image = f"{registry.host}/team/private:v1"
         sleeper = {"name": "main", "image": image, "command": ["/bin/busybox", "sleep", "1000"]}
-        async with serving(tmp_path / "data", env={"HOME": str(home)}) as server, Client(server.url) as client:
+        async with serving(data_dir, env={"HOME": str(home)}) as server, Client(server.url) as client:
             await client.post("workloads.create", pod("private", sleeper, stopGraceSeconds=0))
             [refused] = await client.post("instances.create", {"workload_id": "private"})
             record = await client.until(refused, "Failed")
@@ -247,5 +247,5 @@ async def test_credentials_of_docker_login(tmp_path: Path) -> None:
             told = [json.dumps(record), json.dumps(await client.get("events.list")), server.stderr()]
     for secret in (PASSWORD, encoded):
         assert not [text for text in told if secret in text]
-        kept = ["grep", "--recursive", "--text", "--files-with-matches", "--", secret, str(tmp_path / "data")]
+        kept = ["grep", "--recursive", "--text", "--files-with-matches", "--", secret, str(data_dir)]
         assert (await trio.run_process(kept, capture_stdout=True, check=False)).stdout == b""
