@@ -55,10 +55,11 @@ def _measure(directory: Path) -> tuple[int, float]:
     """Bytes on disk, and when it last changed."""
     size, changed_at = 0, 0.0
     try:
-        for entry in os.scandir(directory):
-            status = entry.stat(follow_symlinks=False)
-            size += status.st_blocks * 512
-            changed_at = max(changed_at, status.st_mtime)
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                status = entry.stat(follow_symlinks=False)
+                size += status.st_blocks * 512
+                changed_at = max(changed_at, status.st_mtime)
     except OSError:  # gone meanwhile, or a file where a directory should be
         pass
     return size, changed_at
