@@ -57,6 +57,14 @@ def write_document(path: Path, document: object, *, durably: bool = False) -> No
         sync_directory(path.parent)
 
 
+def remove_document(path: Path) -> None:
+    """Nothing there is no error, nor is a directory that somebody has put there: it stays. Raises OSError."""
+    try:
+        path.unlink()
+    except (FileNotFoundError, IsADirectoryError):
+        pass
+
+
 def sync_directory(path: Path) -> None:
     """The names in a directory are on the disk. Raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

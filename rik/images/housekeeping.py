@@ -10,6 +10,7 @@ import trio
 
 from rik.images.catalog import Catalog, Record, short
 from rik.images.confined import Owners
+from rik.images.documents import remove_document
 from rik.images.layers import CLEANUP_DEADLINE_S, Layers
 from rik.images.leases import Leases
 from rik.images.locks import Gate, remove_if_free
@@ -152,7 +153,7 @@ class Housekeeping:
     def _sweep(self, owned: frozenset[str] | None, stack: ExitStack) -> tuple[list[HostResource], list[Path]]:
         swept = []
         for lease in self._leases.void(owned):
-            lease.path.unlink(missing_ok=True)
+            remove_document(lease.path)
             self._catalog.touch(lease.digest)
             swept.append(_resource(lease.path, lease.holder, "image lease"))
         abandoned = stack.enter_context(self._layers.abandoned())
@@ -161,12 +162,12 @@ class Housekeeping:
         broken = (digest for digest, keys in shelf.images.items() if any(key not in shelf.layers for key in keys))
         self._catalog.forget(frozenset(broken) - shelf.held)
         for path in (*self._catalog.useless(), *self._leases.unfinished()):
-            path.unlink(missing_ok=True)
+            remove_document(path)
         for path in self._layers.lock_files():
             remove_if_free(path)
         for path in self._downloads():
             if _age_s(path) > _NAMED_S:
-                path.unlink(missing_ok=True)
+                remove_document(path)
                 swept.append(_resource(path, "", "half-made download"))
         return swept, abandoned
 

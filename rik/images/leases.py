@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 from rik.images.catalog import ImageDigest, LayerKey
-from rik.images.documents import NEW, read_document, write_document
+from rik.images.documents import NEW, read_document, remove_document, write_document
 from rik.images.locks import is_locked, try_lock
 
 _HOLDER = re.compile(r"[0-9A-Za-z_-]{1,100}")
@@ -60,7 +60,7 @@ class Leases:
         """Returns the digests that it held."""
         held = [lease for lease in self.known() if lease.holder == holder and lease.host_id == self._host_id]
         for lease in held:
-            lease.path.unlink(missing_ok=True)
+            remove_document(lease.path)
         return [lease.digest for lease in held]
 
     @contextmanager
