@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import re
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -22,6 +23,9 @@ MAX_JSON_BYTES = 4 << 20
 MAX_LAYERS = 500
 # An index of indexes of indexes: nobody nests deeper than twice.
 MAX_INDEX_DEPTH = 5
+# Exposed ports are a hint that is repeated in the record of every instance: more of them help nobody.
+MAX_EXPOSED_PORTS = 100
+_EXPOSED_PORT = re.compile(r"[0-9]{1,5}(-[0-9]{1,5})?(/[a-z]{1,10})?")
 # A layer of a terabyte is a lie whatever the limits are.
 MAX_BLOB_BYTES = 1 << 40
 
@@ -190,7 +194,7 @@ def read_config(data: bytes, wanted: Platform, layers: int, where: str) -> tuple
         working_dir=run.working_dir or "",
         user=run.user or "",
         stop_signal=run.stop_signal or "",
-        exposed_ports=tuple(run.exposed_ports or ()),
+        exposed_ports=tuple(filter(_EXPOSED_PORT.fullmatch, run.exposed_ports or ()))[:MAX_EXPOSED_PORTS],
         labels=run.labels or {},
     )
     return settings, diff_ids

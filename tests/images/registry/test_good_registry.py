@@ -22,7 +22,7 @@ from rik.images.reference import parse_reference
 from rik.images.store import Image, ImageStore
 from rik.linux.idmap import IdMap, Unavailable
 from rik.model.instance import Progress
-from tests.images.build import INDEX, LAYER, MANIFEST, file, tar
+from tests.images.build import INDEX, LAYER, MANIFEST, config_of, file, tar
 from tests.images.registry.certificate import self_signed
 from tests.images.registry.conftest import half_made, store_in
 from tests.images.registry.hostile import (
@@ -565,3 +565,12 @@ async def test_insecure_registry(
         image = registry.publish(LOWER)
         store = store_in(workspace / "images", detected_idmap, insecure_registries=(registry.address,))
         assert (await pull(store, image)).digest == image.digest
+
+
+async def test_a_config_of_too_many_hints(store: ImageStore, scene: Scene) -> None:
+    """Exposed ports go into every instance's record: what is no port is left out, and a hundred of them are enough."""
+    config = config_of([LOWER])
+    config["config"]["ExposedPorts"] = {"80/tcp": {}, "x" * 10_000: {}} | {f"{port}/udp": {} for port in range(60_000)}
+    image = scene.registry.publish(LOWER, repository="ports", config=json.dumps(config).encode())
+    ports = (await pull(store, image)).config.exposed_ports
+    assert ports[0] == "80/tcp" and len(ports) == 100 and max(map(len, ports)) < 20
