@@ -45,11 +45,11 @@ async def registry() -> AsyncIterator[HostileRegistry]:
 
 
 @asynccontextmanager
-async def a_site(data_dir: Path) -> AsyncIterator[Site]:
+async def a_site(data_dir: Path, **settings: Any) -> AsyncIterator[Site]:
     """A worker as a host has it, but for the scheduler's end of its link."""
     equipment = equip("process", SystemEnvironment(), data_dir, "0123abcd")
     assert equipment.images is not None
-    images = NodeImages(equipment.images, ImageSettings())
+    images = NodeImages(equipment.images, ImageSettings(**settings))
     site = Site(runtimes=equipment.runtimes, images=images, data_dir=data_dir)
     with trio.fail_after(LIMIT_S):
         async with site.running():
@@ -152,6 +152,17 @@ async def test_an_image_that_is_held_is_not_pruned(registry: HostileRegistry, da
             assert pruned["freed_bytes"] == listed["size_bytes"] > 0
         assert (await answer(site, ListImages()))["images"] == []
         assert half_made(data_dir) == []
+
+
+async def test_what_is_unused_goes_by_itself(registry: HostileRegistry, data_dir: Path) -> None:
+    """An image that was pulled and that nothing uses is pruned when it is old enough, and by size at once."""
+    image = registry.publish(LOWER)
+    for bounds in ({"keep_unused_s": 0.5, "cache_bytes": 0}, {"keep_unused_s": 0.0, "cache_bytes": 1}):
+        async with a_site(data_dir, prune_interval_s=0.1, **bounds) as site:
+            stream = await site.scheduler.stream(PullImage(image.reference))
+            assert b'"image"' in b"".join(await received(stream))
+            while (await answer(site, ListImages()))["images"] or half_made(data_dir):
+                await trio.sleep(0.05)
 
 
 async def test_hanging_up_ends_the_download(registry: HostileRegistry, data_dir: Path) -> None:
