@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,11 +17,12 @@ PREFIX = "/api/v0/"
 
 
 class Lines(list[Any]):
-    """An answer in chunks, each one line of JSON. `cut` ends the connection in the middle of the answer."""
+    """An answer in chunks, each one line of JSON, `pause_s` apart. `cut` ends the connection in the middle of it."""
 
-    def __init__(self, lines: Sequence[Any], *, cut: bool = False) -> None:
+    def __init__(self, lines: Sequence[Any], *, cut: bool = False, pause_s: float = 0) -> None:
         super().__init__(lines)
         self.cut = cut
+        self.pause_s = pause_s
 
 
 class Problem(dict[str, Any]):
@@ -87,6 +89,7 @@ class Scripted:
                 self.send_header("Transfer-Encoding", "chunked")
                 self.end_headers()
                 for line in lines:
+                    time.sleep(lines.pause_s)
                     content = json.dumps(line).encode() + b"\n"
                     self.wfile.write(b"%x\r\n%s\r\n" % (len(content), content))
                 if not lines.cut:

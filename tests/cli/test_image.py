@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from tests.cli.conftest import Rik, Terminal
 from tests.cli.scripted import Lines, Problem, Scripted
 
 MB = 10**6
+DRAWN_S = 0.3  # by then what is shown on a terminal has been drawn again
 DIGEST = "sha256:" + "0123456789abcdef" * 4
 OTHER = "sha256:" + "fedcba9876543210" * 4
 NODES = [{"id": "n1", "name": "laptop", "value": {"name": "laptop", "status": "Ready"}}]
@@ -222,11 +224,12 @@ def test_pull_without_an_end(script: Scripted, answer: Lines, code: int, expecte
 @pytest.mark.parametrize("columns", [80, 140])
 def test_pull_on_a_terminal(script: Scripted, columns: int) -> None:
     """On a terminal a bar is drawn in one row that goes away, and what came stays in one line."""
-    frames = [progress(108 * MB, 250 * MB, 2) for _ in range(3)]
-    script.answers = {"nodes.list": NODES, "images.pull": Lines([*frames, PULLED])}
-    shown = Terminal(of(script), "image", "pull", "alpine:3.20", columns=columns)
+    frames = [progress((100 + step) * MB, 250 * MB, 2) for step in range(5)]
+    script.answers = {"nodes.list": NODES, "images.pull": Lines([*frames, PULLED], pause_s=DRAWN_S)}
+    shown = Terminal(of(script), "image", "pull", "alpine:3.20", columns=columns, env={"NO_COLOR": "1"})
     try:
         assert shown.wait() == 0
+        assert re.search(r"[━╸] +pull 41 % \(103 of 250 MB, 2 of 3 layers\)  \d.* MB/s", shown.seen)
         assert "pulled alpine:3.20  sha256:0123456789ab  from docker.io: 3 of 3 layers, 3.4 MB in 1.2 s" in shown.seen
     finally:
         shown.close()
