@@ -26,6 +26,7 @@ _WHITEOUT = ".wh."
 _OPAQUE = ".wh..wh..opq"
 _AUFS = ".wh..wh."  # aufs's own bookkeeping, which old Docker images carry
 _COPY_BYTES = 1 << 20
+_MAX_LINK_CHARACTERS = 4095  # as the kernel's
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -113,6 +114,8 @@ class Extraction:
         elif member.kind == members.SYMBOLIC_LINK:
             if not member.linkname:
                 raise BadTar(f"the symbolic link {shown(member.name)} leads nowhere")
+            if len(member.linkname) > _MAX_LINK_CHARACTERS:
+                raise BadTar(f"{shown(member.name)} leads to a name of {len(member.linkname):,} characters")
             self._place(path, lambda: os.symlink(member.linkname, text))
             self._finish(text, member)
         elif member.kind == members.HARD_LINK:
