@@ -33,6 +33,8 @@ MAX_REDIRECTS = 5
 MAX_ERROR_BYTES = 64 << 10
 # A small document may take this many times the idle limit, as long as it comes on at all.
 DOCUMENT_PERIODS = 5
+# Everybody else waits no longer than this for one body.
+LONGEST_BREATH_S = 0.005
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _CUT_OFF = ("Server disconnected", "peer closed connection")
 
@@ -96,11 +98,16 @@ class Transport:
     async def body(self, response: httpx.Response, limit: int) -> bytes:
         """A small body; that of an error is cut short. A success of more than `limit` bytes is ImageInvalid."""
         body = bytearray()
-        mark, end = self._idle_bytes, trio.current_time() + DOCUMENT_PERIODS * self._idle_s
+        breathed_at = trio.current_time()
+        mark, end = self._idle_bytes, breathed_at + DOCUMENT_PERIODS * self._idle_s
         with trio.move_on_after(self._idle_s) as scope:
             async with aclosing(self.chunks(response)) as chunks:
                 async for chunk in chunks:
                     body += chunk
+                    # A thousand chunks of one byte may come in one packet, and httpx hands them out without a pause.
+                    if trio.current_time() - breathed_at > LONGEST_BREATH_S:
+                        await trio.lowlevel.checkpoint()
+                        breathed_at = trio.current_time()
                     if response.is_success and len(body) > limit:
                         raise Refusal(f"the answer has more than {limit:,} bytes", ImageInvalid)
                     if not response.is_success and len(body) > MAX_ERROR_BYTES:
