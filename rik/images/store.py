@@ -322,7 +322,8 @@ class ImageStore:
             async with tally.ticking():
                 unpacked = await self._bring(plan, tally)
         except ImagePullFailed as error:
-            raise ImagePullFailed(f"{error.message}; {tally.so_far()}", next_step=_advice(error)) from error
+            message = "; ".join(filter(None, (error.message, tally.so_far())))
+            raise ImagePullFailed(message, next_step=_advice(error)) from error
         dropped: dict[str, int] = {}
         for kind, count in (item for layer in unpacked for item in layer.dropped.items()):
             dropped[kind] = dropped.get(kind, 0) + count

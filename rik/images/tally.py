@@ -101,8 +101,10 @@ class Tally:
         return round(trio.current_time() - self._began, 3)
 
     def so_far(self) -> str:
-        """In words, for who is told that it failed."""
+        """In words, for who is told that it failed; "" when nothing had come."""
         came, verb = (self.received, "had come") if self._remote else (sum(self._read.values()), "had been read")
+        if not came:
+            return ""
         return f"{self._complete} of {self._layers} layers were complete, and {came:,} of {self.total:,} bytes {verb}"
 
     @asynccontextmanager

@@ -21,7 +21,8 @@ PIECE_BYTES = 65_536
 
 class Remote:
     """Takes the place of `open_source`. `images` are the layouts that full references lead to; `go_on` unset holds
-    back the second half of every layer; when it `breaks`, the second layer that is read cannot be had."""
+    back the second half of every layer; the layer that is read as number `breaks_at`
+    cannot be had."""
 
     def __init__(self) -> None:
         self.images: dict[str, Path] = {}
@@ -30,7 +31,7 @@ class Remote:
         self.go_on = trio.Event()
         self.go_on.set()
         self.halfway = trio.Event()
-        self.breaks = False
+        self.breaks_at = 0
         self.read = 0
 
     async def open(
@@ -88,7 +89,7 @@ class _RemoteSource:
     async def _open_layer(self, layer: Layer) -> AsyncIterator[AsyncIterator[bytes]]:
         await self._came[layer.digest].wait()
         self._remote.read += 1
-        if self._remote.breaks and self._remote.read == 2:
+        if self._remote.read == self._remote.breaks_at:
             raise ImagePullFailed("registry.example: the connection broke")
         async with self._inner.open_layer(layer) as chunks:
             yield chunks

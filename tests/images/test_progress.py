@@ -143,7 +143,7 @@ async def test_the_last_to_go_ends_it(store: ImageStore, remote: Remote, image: 
 
 async def test_a_failure_says_how_far_it_came(store: ImageStore, remote: Remote, image: Path) -> None:
     """A pull that fails tells how much had come; layers that were complete stay, and are not fetched again."""
-    remote.breaks = True
+    remote.breaks_at = 2
     expected = r"connection broke; 1 of 2 layers were complete, and (6,\d+,\d+) of \1 bytes had come"
     with pytest.raises(ImagePullFailed, match=expected):
         await store.ensure(parse_reference(NAME))
@@ -151,6 +151,31 @@ async def test_a_failure_says_how_far_it_came(store: ImageStore, remote: Remote,
     assert await store.list_images() == [] and await store.size_bytes() == 3_000_000
     image_now = await store.ensure(parse_reference(NAME))
     assert (image_now.pulled_layers, len(remote.fetched)) == (1, 3)
+
+
+async def test_another_source_of_the_same_layer(store: ImageStore, remote: Remote, image: Path) -> None:
+    """When the pull that brings a layer fails, one of another reference that waits for it brings it itself."""
+    other = "other.example/app:v1"
+    remote.images[other] = image
+    remote.go_on = trio.Event()
+    remote.breaks_at = 1
+    outcomes: list[Image | ImageError] = []
+
+    async def want(name: str) -> None:
+        try:
+            outcomes.append(await store.ensure(parse_reference(name)))
+        except ImagePullFailed as error:
+            outcomes.append(error)
+
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            for name in (NAME, other):
+                nursery.start_soon(want, name)
+                while len(remote.fetched) < (2 if name == NAME else 4):
+                    await trio.sleep(0.001)
+            remote.go_on.set()
+    assert {type(outcome) for outcome in outcomes} == {Image, ImagePullFailed}
+    assert leftovers(store) == [] and len(os.listdir(store.directory / "layers")) == 2
 
 
 async def test_waiting_is_not_being_stuck(make_store: MakeStore, remote: Remote, image: Path) -> None:
