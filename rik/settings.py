@@ -39,7 +39,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Durations in seconds. `runtime` is auto, process or fake.
 
     `start_s` bounds the start of an instance's commands, `destroy_s` how long after the grace something may take to
-    die. `parallel_starts` bounds how many instances are created at a time.
+    die. `parallel_starts` bounds how many instances are created at a time, those not counted whose image is pulled.
     """
 
     node: str

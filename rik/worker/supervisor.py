@@ -22,6 +22,7 @@ from rik.worker.account import Account
 from rik.worker.journal import Entry, Phase
 from rik.worker.logtail import log_tail
 from rik.worker.plan import Action, Ending, Plan, Site, fault_text, seconds
+from rik.worker.turn import Turn
 
 log = logging.getLogger(__name__)
 
@@ -142,18 +143,16 @@ class Supervisor:
         self._account.tell()
         left_s = (assignment.creating_deadline_at - environment.now()) / 1000
         with trio.move_on_after(max(0.0, left_s)):
-            if self._site.starts.available_tokens < 1:
-                self._account.advance(Progress("queued"))
-            async with self._site.starts:
-                await self._prepare()
+            async with Turn(self._site.starts, self._account.advance) as turn:
+                await self._prepare(turn)
                 return await self._start()
         message = f"it was not running within {seconds(self._pod.spec.creating_s)}; {self._account.doing()}"
         raise InstanceFailure(Reason.DEADLINE_EXCEEDED, message, next_step="see spec.deadlines.creatingSeconds")
 
-    async def _prepare(self) -> None:
+    async def _prepare(self, turn: Turn) -> None:
         self._site.environment.step("worker.prepare.before")
         try:
-            self._account.use(await self.runtime.prepare(self._pod, self._account.advance))
+            self._account.use(await self.runtime.prepare(self._pod, turn.report))
         except InstanceFailure as failure:
             if failure.reason not in IMAGE_REASONS or not self._account.how_far():
                 raise
@@ -162,6 +161,7 @@ class Supervisor:
                 failure.reason, message, container=failure.container, next_step=failure.next_step
             ) from failure
         self._site.environment.step("worker.prepare.done")
+        await turn.take()
         self._account.advance(Progress("network"))
         self._account.publish(await self._publish(self._pod.spec.ports))
 

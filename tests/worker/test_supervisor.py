@@ -227,6 +227,25 @@ async def test_creations_wait_for_their_turn(autojump_clock: MockClock) -> None:
         assert {uid for _, uid, p in site.scheduler.progress if p.step == "queued"} == {"c", "d"}
 
 
+async def test_a_pull_holds_up_nobody(autojump_clock: MockClock) -> None:
+    """However many pull, what needs no pull starts at once, and all that pull do so at the same time; after that they
+    are created in turn."""
+    site = Site(settings=WorkerSettings(node="n1", parallel_starts=1))
+    slow = {"FAKE_PREPARE_SECONDS": "60", "FAKE_PULL_STEPS": "10", "FAKE_START_SECONDS": "5"}
+    async with site.running():
+        began = trio.current_time()
+        for name in "abc":
+            await site.scheduler.run(site.assignment(name, slow))
+        await site.scheduler.run(site.assignment("d"))
+        await site.scheduler.until("d", Status.RUNNING)
+        assert trio.current_time() - began < 5
+        for name in "abc":
+            await site.scheduler.until(name, Status.RUNNING)
+        assert 74.9 <= trio.current_time() - began <= 80
+        pulled = [uid for _, uid, progress in site.scheduler.progress if progress.step == "pull"]
+        assert min(pulled.count(uid) for uid in "abc") > 5
+
+
 async def test_queued_past_the_deadline(autojump_clock: MockClock) -> None:
     """What waits for its turn beyond its deadline fails naming the queue."""
     site = Site(settings=WorkerSettings(node="n1", parallel_starts=1))
