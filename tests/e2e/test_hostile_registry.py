@@ -111,14 +111,20 @@ async def test_each_is_told_everywhere(server: Server, client: Client, registry:
                 instance = (await frames.until("instance"))["instance"]
                 if instance["status"] in FINAL:
                     records[instance["name"]] = instance
+    described: dict[str, str] = {}
+
+    async def describe(name: str) -> None:
+        described[name] = (await trio.to_thread.run_sync(rik, server, "describe", "instance", name)).stdout
+
+    async with trio.open_nursery() as nursery:
+        for name in FATES:
+            nursery.start_soon(describe, name)
     for name, fate in FATES.items():
         told = records[name]
         assert (told["status"], told["reason"]) == ("Failed", fate.reason), told["message"]
         for word in (registry.address, name, fate.word):
             assert word in told["message"], told["message"]
-        described = await trio.to_thread.run_sync(rik, server, "describe", "instance", name)
-        assert described.returncode == 0
-        assert fate.reason in described.stdout and fate.word in " ".join(described.stdout.split())
+        assert fate.reason in described[name] and fate.word in " ".join(described[name].split())
         await explained(client, await client.get(f"instances.get/{name}"), fate.reason)
     await clean(client)
     assert half_made(server.data_dir or Path()) == []
@@ -174,6 +180,37 @@ async def test_deleted_in_the_middle(server: Server, client: Client, registry: H
     assert record["status"] == "Terminated"
     await clean(client)
     assert half_made(server.data_dir or Path()) == []
+
+
+async def test_a_client_that_leaves(server: Server, client: Client, registry: HostileRegistry) -> None:
+    """A pull that was asked for by itself ends with the connection of whoever asked."""
+    image = registry.publish(LOWER, UPPER, repository="left")
+    registry.script(image.layer_paths[0], drip(2_000, 0.5, at_once=50_000))
+    body = {"image": image.reference}
+    async with client.http.stream("POST", "/api/v0/images.pull", params={"stream": "true"}, json=body) as answer:
+        assert answer.status_code == 200
+        with trio.fail_after(10):
+            while registry.sent_bytes < 50_000:
+                await trio.sleep(0.02)
+    with trio.fail_after(5):
+        while registry.open_connections:
+            await trio.sleep(0.02)
+    await clean(client)
+    assert half_made(server.data_dir or Path()) == []
+
+
+async def test_stopped_in_the_middle(server: Server, client: Client, registry: HostileRegistry) -> None:
+    """A registry that says nothing more does not hold up the end of the server."""
+    image = registry.publish(LOWER, UPPER, repository="stopped")
+    registry.script(image.layer_paths[0], drip(0, 0, at_once=50_000))
+    await start(client, registry, "stopped")
+    with trio.fail_after(10):
+        while registry.sent_bytes < 50_000:
+            await trio.sleep(0.02)
+    with trio.fail_after(5):
+        assert await server.stop() == 0
+    assert half_made(server.data_dir or Path()) == []
+    assert "Traceback" not in server.stderr()
 
 
 async def test_killed_in_the_middle(server: Server, client: Client, registry: HostileRegistry) -> None:
