@@ -51,3 +51,5 @@ def configure(log_format: str, level: str) -> None:
     # A request each is noise; the metrics count them.
     logging.getLogger("hypercorn").setLevel(logging.WARNING)
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    # Its debugging texts hold whole headers, and with them signatures and cookies.
+    logging.getLogger("httpcore").setLevel(logging.WARNING)
