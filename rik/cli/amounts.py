@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from rik.model.sizes import format_bytes
+
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
@@ -120,32 +122,8 @@ def amount(value: Any, unit: str = "") -> str:
 
 
 def decimal_bytes(value: Any) -> str:
-    """Bytes of an image in decimal units, as registries count them: `3.4 MB`, `250 MB`; "-" for what is unknown."""
-    if not isinstance(value, int | float):
-        return "-"
-    factor, unit = _decimal_unit(value)
-    return f"{_short(value / factor)} {unit}"
-
-
-def decimal_share(done: int, total: int) -> str:
-    """`108 of 250 MB`: both in the unit of the total."""
-    factor, unit = _decimal_unit(total)
-    return f"{_short(done / factor, like=total / factor)} of {_short(total / factor)} {unit}"
-
-
-def _decimal_unit(value: float) -> tuple[int, str]:
-    factor = 1
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 999.5 * factor:
-            return factor, unit
-        factor *= 1000
-    return factor, "TB"
-
-
-def _short(value: float, like: float | None = None) -> str:
-    """With one decimal where it (or `like`, beside which it stands) is below 10 and has one to show."""
-    size = value if like is None else like
-    return f"{value:.1f}" if size < 9.95 and size != int(size) else f"{value:.0f}"
+    """Bytes of an image as registries count them: `3.4 MB`; "-" for what is unknown."""
+    return format_bytes(value) if isinstance(value, int | float) else "-"
 
 
 def cores(millis: Any) -> str:

@@ -7,7 +7,8 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rik.cli.amounts import decimal_bytes, decimal_share, duration
+from rik.cli.amounts import decimal_bytes, duration
+from rik.model.sizes import format_share
 
 FIELDS = ("done", "total", "unit", "layers", "seconds")
 QUIET_S = 5.0  # plain output that says nothing for longer than this looks dead
@@ -33,7 +34,7 @@ def details(progress: Mapping[str, Any]) -> tuple[str, str, str]:
     done, total = progress.get("done") or 0, progress.get("total") or 0
     size = ""
     if progress.get("unit") == "bytes":
-        size = decimal_share(done, total) if total else decimal_bytes(done) if done else ""
+        size = format_share(done, total) if total else decimal_bytes(done) if done else ""
     layers, seconds = progress.get("layers") or {}, progress.get("seconds") or 0
     count = layers.get("total") or 0
     told = f"{layers.get('done') or 0} of {count} layer{'s' if count != 1 else ''}" if count else ""

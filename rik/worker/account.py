@@ -9,7 +9,7 @@ import msgspec
 from rik.errors import StoreUnavailable
 from rik.messages import Report, Stop
 from rik.model.instance import ImageUse, LogLine, Port, Progress, Status, Transition
-from rik.model.resources import format_memory
+from rik.model.sizes import format_share
 from rik.model.spans import format_span
 from rik.runtime.base import Observed
 from rik.worker.journal import Entry, Phase
@@ -94,13 +94,13 @@ class Account:
         return f"the step was {self.progress.step}" + (f" ({self.how_far()})" if self.how_far() else "")
 
     def how_far(self) -> str:
-        """The figures of the present step, "" when it has none: `3 MiB of 10 MiB, 2 of 6 layers, after 12 s`."""
+        """The figures of the present step, "" when it has none: `3 of 10 MB, 2 of 6 layers, after 12 s`."""
         progress = self.progress
         if not progress.total:
             return ""
         parts = [f"{progress.done} of {progress.total} {progress.unit}".rstrip()]
         if progress.unit == "bytes":
-            parts = [f"{format_memory(progress.done)} of {format_memory(progress.total)}"]
+            parts = [format_share(progress.done, progress.total)]
         if progress.layers_total:
             plural = "s" if progress.layers_total > 1 else ""
             parts.append(f"{progress.layers_done} of {progress.layers_total} layer{plural}")

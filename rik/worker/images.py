@@ -22,7 +22,7 @@ from rik.messages import ListImages, PruneImages, PullImage
 from rik.model.instance import Progress
 from rik.model.node import Check
 from rik.model.public import render_image_use, render_progress, render_time
-from rik.model.resources import format_memory
+from rik.model.sizes import format_bytes
 from rik.model.spans import format_span
 from rik.settings import ImageSettings
 from rik.worker.frames import cancel_when_closed, send_whole
@@ -78,7 +78,7 @@ class NodeImages:
             _log_pruned(await self._store.prune(unused_s), f"that nothing had used for {format_span(unused_s)}")
         if cache_bytes > 0:
             pruned = await self._store.prune(cache_bytes=cache_bytes)
-            _log_pruned(pruned, f"to keep all within {format_memory(cache_bytes)}")
+            _log_pruned(pruned, f"to keep all within {format_bytes(cache_bytes)}")
 
     async def _list(self, name_of: NameOf) -> dict[str, Any]:
         found = await self._store.list_images()
@@ -110,8 +110,8 @@ class NodeImages:
             free = await trio.to_thread.run_sync(_free_bytes, self._store.directory)
         except OSError as error:
             return Check(name, False, str(error), f"look at {self._store.directory}: pods may not start without it")
-        bound = f" of {format_memory(limit)}" if limit else ""
-        detail = f"{count} image{'' if count == 1 else 's'}, {format_memory(size)}{bound}; {format_memory(free)} free"
+        bound = f" of {format_bytes(limit)}" if limit else ""
+        detail = f"{count} image{'' if count == 1 else 's'}, {format_bytes(size)}{bound}; {format_bytes(free)} free"
         if not limit or size <= limit:
             return Check(name, True, detail)
         advice = "what is used stays: delete instances, then `rik image prune`, or give more by --image-cache"
@@ -213,7 +213,7 @@ def _log_pruned(pruned: Pruned, why: str) -> None:
             count,
             "" if count == 1 else "s",
             why,
-            format_memory(pruned.freed_bytes),
+            format_bytes(pruned.freed_bytes),
             pruned.kept,
-            format_memory(pruned.size_bytes),
+            format_bytes(pruned.size_bytes),
         )

@@ -29,13 +29,13 @@ FOUND = msgspec.structs.replace(PULLED, reference="nginx:1", cached=True)
 
 def test_a_pull_is_told_with_its_figures() -> None:
     """Where it came from, how many layers were fetched, how large they are as sent and unpacked, how long it took."""
-    said = "alpine:3.20 from docker.io: 2 of 3 layers, 3.4 MiB in 1.2 s; 7.8 MiB unpacked"
+    said = "alpine:3.20 from docker.io: 2 of 3 layers, 3.6 MB in 1.2 s; 8.2 MB unpacked"
     assert tell_of_use(PULLED, AT) == said
 
 
 def test_an_image_that_was_there_is_told_with_its_age() -> None:
     """Since when it was there, and where it once came from."""
-    said = "nginx:1 was here already (pulled 2 h ago from docker.io): 3 layers, 7.8 MiB unpacked"
+    said = "nginx:1 was here already (pulled 2 h ago from docker.io): 3 layers, 8.2 MB unpacked"
     assert tell_of_use(FOUND, AT + 2 * 3_600_000) == said
 
 

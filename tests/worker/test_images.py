@@ -242,7 +242,7 @@ async def test_pruning_on_request(autojump_clock: MockClock, caplog: pytest.LogC
             assert [image["digest"] for image in pruned["removed"]] == [DIGEST]
             assert (pruned["freed_bytes"], pruned["kept"], pruned["size_bytes"]) == (3 * MIB, 4, 8 * MIB)
         assert [prune[:3] for prune in store.prunes] == [(3600, 0, True), (3600, 0, False)]
-    said = "pruned 1 image that nothing had used for 1 h, as was asked for: 3 MiB freed, 4 kept (8 MiB)"
+    said = "pruned 1 image that nothing had used for 1 h, as was asked for: 3.1 MB freed, 4 kept (8.4 MB)"
     assert [record.message for record in caplog.records if "pruned" in record.message] == [said]
 
 
@@ -266,8 +266,8 @@ async def test_pruning_by_itself(autojump_clock: MockClock, caplog: pytest.LogCa
         assert {prune[:3] for prune in store.prunes} == {(14 * 86_400, 0, False), (0, 5 * MIB, False)}
     messages = [record.message for record in caplog.records if "pruned" in record.message]
     assert messages[:2] == [
-        "pruned 1 image that nothing had used for 14 d: 3 MiB freed, 4 kept (8 MiB)",
-        "pruned 1 image to keep all within 5 MiB: 3 MiB freed, 4 kept (8 MiB)",
+        "pruned 1 image that nothing had used for 14 d: 3.1 MB freed, 4 kept (8.4 MB)",
+        "pruned 1 image to keep all within 5.2 MB: 3.1 MB freed, 4 kept (8.4 MB)",
     ]
 
 
@@ -324,9 +324,9 @@ async def test_a_node_that_keeps_no_images(autojump_clock: MockClock) -> None:
 @pytest.mark.parametrize(
     ("cache_bytes", "ok", "begins"),
     [
-        (0, True, "1 image, 8 MiB; "),
-        (10 * MIB, True, "1 image, 8 MiB of 10 "),
-        (MIB, False, "1 image, 8 MiB of 1"),
+        (0, True, "1 image, 8.4 MB; "),
+        (10 * MIB, True, "1 image, 8.4 MB of 10 "),
+        (MIB, False, "1 image, 8.4 MB of 1"),
     ],
 )
 async def test_the_doctors_look_at_images(tmp_path: Path, cache_bytes: int, ok: bool, begins: str) -> None:

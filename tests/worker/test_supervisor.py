@@ -148,7 +148,7 @@ async def test_creating_deadline_names_the_step(autojump_clock: MockClock) -> No
         final = await site.scheduler.final("a")
         assert 34.9 <= trio.current_time() - began <= 36
         assert (final.reason, final.step) == ("DeadlineExceeded", "pull")
-        assert "within 35 s; the step was pull (3 MiB of 10 MiB, 0 of 1 layer, after 30 s)" in final.message
+        assert "within 35 s; the step was pull (3 of 10 MB, 0 of 1 layer, after 30 s)" in final.message
 
 
 async def test_a_stalled_pull_ends_with_the_creation(autojump_clock: MockClock) -> None:
@@ -162,7 +162,7 @@ async def test_a_stalled_pull_ends_with_the_creation(autojump_clock: MockClock) 
         final = await site.scheduler.final("a")
         assert 339 <= trio.current_time() - began <= 341
         assert final.reason == "DeadlineExceeded"
-        assert "within 340 s; the step was pull (6 MiB of 20 MiB, 1 of 4 layers, after 5 min)" in final.message
+        assert "within 340 s; the step was pull (6 of 21 MB, 1 of 4 layers, after 5 min)" in final.message
 
 
 async def test_a_failed_pull_says_how_far_it_came(autojump_clock: MockClock) -> None:
@@ -174,7 +174,7 @@ async def test_a_failed_pull_says_how_far_it_came(autojump_clock: MockClock) -> 
         await site.scheduler.run(site.assignment("a", env))
         final = await site.scheduler.final("a")
         assert final.reason == "ImagePullFailed"
-        said = "app:1 from reg.example: the line went dead; the step was pull (10 MiB of 10 MiB, 5 of 5 layers, "
+        said = "app:1 from reg.example: the line went dead; the step was pull (10 of 10 MB, 5 of 5 layers, "
         assert final.message == said + "after 20 s)"
         assert final.images == ()
 
