@@ -50,10 +50,12 @@ class _Blob:
         self.fetcher = trio.Lock()
         self.users = 0
         self.listeners: list[Callable[[int], None]] = []
+        self.told = 0  # what listeners have heard of; the spool may be a chunk ahead
         self.last_cause = ""
         self.given_up_at = -1  # how much had been received when somebody's tries were used up
 
     def tell(self, count: int) -> None:
+        self.told += count
         for listener in list(self.listeners):
             listener(count)
 
@@ -76,7 +78,8 @@ class _Wanted(NamedTuple):
 
 
 class Downloads:
-    """All downloads of one host, with at most `settings.downloads_at_once` connections; spools lie in `directory`."""
+    """All downloads of one host, with at most `settings.downloads_at_once` connections (see `Turns`); spools lie in
+    `directory`."""
 
     def __init__(self, directory: Path, settings: ImageSettings) -> None:
         self._directory = directory
@@ -113,7 +116,7 @@ class Downloads:
             for key, layer in {_key(layer, origin): layer for layer in layers}.items():
                 wanted.append(_Wanted(layer, self._join(key, layer), len(wanted), prefix))
                 wanted[-1].blob.listeners.append(received)
-                if already := wanted[-1].blob.spool.received:
+                if already := wanted[-1].blob.told:
                     received(already)
             async with trio.open_nursery() as nursery:
 
@@ -201,7 +204,7 @@ class Downloads:
         """One connection, from what is there to the end."""
         blob, spool = wanted.blob, wanted.blob.spool
         with blob.patience.held():
-            await self._turns.take(wanted.rank)
+            await self._turns.take(wanted.rank, blob.key.origin)
         try:
             await spool.open()
             if spool.received < spool.total:
@@ -217,7 +220,7 @@ class Downloads:
             blob.last_cause = failure.cause
             raise
         finally:
-            self._turns.give()
+            self._turns.give(blob.key.origin)
 
     def _join(self, key: _Key, layer: Layer) -> _Blob:
         blob = self._blobs.get(key)

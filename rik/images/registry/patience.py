@@ -3,7 +3,8 @@ downloads get a connection."""
 
 from __future__ import annotations
 
-import heapq
+from bisect import insort
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -66,18 +67,23 @@ class Patience:
 
 
 class Turns:
-    """At most `at_once` at a time; of those who wait the lowest rank comes first, then who came first."""
+    """At most `at_once` at a time; of those who wait the lowest rank comes first, then who came first.
+
+    One more may go, however many there are, for each origin (a registry) that has none: a registry which delivers next
+    to nothing, on every connection that there is, holds up nobody but those who want something of it.
+    """
 
     def __init__(self, at_once: int) -> None:
-        self._free = at_once
-        self._queue: list[tuple[int, int, trio.Event]] = []
+        self._free = at_once  # below zero while origins have their one beyond
+        self._queue: list[tuple[int, int, str, trio.Event]] = []
         self._arrival = count()
+        self._served: Counter[str] = Counter()
 
-    async def take(self, rank: int) -> None:
+    async def take(self, rank: int, origin: str) -> None:
         """Whoever has a turn gives it back."""
         served = trio.Event()
-        entry = (rank, next(self._arrival), served)
-        heapq.heappush(self._queue, entry)
+        entry = (rank, next(self._arrival), origin, served)
+        insort(self._queue, entry)
         try:
             # Whoever comes at the same moment is in the queue before anybody is served.
             await trio.lowlevel.checkpoint()
@@ -85,17 +91,26 @@ class Turns:
             await served.wait()
         except trio.Cancelled:
             if served.is_set():
-                self.give()
+                self.give(origin)
             else:
                 self._queue.remove(entry)
-                heapq.heapify(self._queue)
             raise
 
-    def give(self) -> None:
+    def give(self, origin: str) -> None:
         self._free += 1
+        self._served[origin] -= 1
+        if not self._served[origin]:
+            del self._served[origin]
         self._serve()
 
     def _serve(self) -> None:
-        while self._free and self._queue:
-            self._free -= 1
-            heapq.heappop(self._queue)[2].set()
+        left: list[tuple[int, int, str, trio.Event]] = []
+        for entry in self._queue:
+            _, _, origin, served = entry
+            if self._free > 0 or origin not in self._served:
+                self._free -= 1
+                self._served[origin] += 1
+                served.set()
+            else:
+                left.append(entry)
+        self._queue = left

@@ -574,3 +574,19 @@ async def test_a_config_of_too_many_hints(store: ImageStore, scene: Scene) -> No
     image = scene.registry.publish(LOWER, repository="ports", config=json.dumps(config).encode())
     ports = (await pull(store, image)).config.exposed_ports
     assert ports[0] == "80/tcp" and len(ports) == 100 and max(map(len, ports)) < 20
+
+
+async def test_a_slow_registry_holds_up_no_other(store: ImageStore, scene: Scene) -> None:
+    """A registry that brings next to nothing, on every connection that may be used, does not keep others waiting."""
+    layers = [tar(file(f"{number}", os.urandom(20_000))) for number in range(8)]
+    slow = scene.registry.publish(*layers, repository="slow")
+    for path in slow.layer_paths:
+        scene.script(path, drip(0, 0, at_once=100))
+    there = scene.other.publish(LOWER, UPPER)
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pull, store, slow)
+            while len(scene.registry.asked(*slow.layer_paths)) < 4:
+                await trio.sleep(0.02)
+            assert (await pull(store, there)).digest == there.digest
+            nursery.cancel_scope.cancel()
