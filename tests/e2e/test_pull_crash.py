@@ -30,10 +30,13 @@ SETTLE_S = 20.0
 FINAL = ("Failed", "Terminated")
 LAYERS = 4
 LAYER_BYTES = 500_000  # what cannot be compressed, of each layer
-LAYER_FILES = 1000
-# With these sizes the bytes come for half a second, and half a second is left of unpacking after the last of them.
-SLOW_BYTES_PER_S = 5e6
-LATEST_MOMENT_S = 1.2
+LAYER_FILES = 700
+# With these sizes the bytes come for half a second, and some of the unpacking is left after the last of them.
+SLOW_BYTES_PER_S = 6e6
+# Every other kill falls that long after the beginning, the others that long after the last byte has come.
+PULL_S = 0.9
+UNPACK_S = 0.25
+BEFORE = ("Pending", "Creating", "queued", "pull")
 
 
 def many_files(number: int, randomness: random.Random) -> list[Entry]:
@@ -87,17 +90,21 @@ class Rounds:
         self.images = data_dir / "images"
         self.killed_in: Counter[str] = Counter()
 
-    async def kill_at(self, moment_s: float) -> None:
-        """Asks for an instance, and kills the server that long afterwards, whatever it is doing."""
+    async def kill(self, moment_s: float, *, unpacking: bool) -> None:
+        """Asks for an instance, and kills the server that long afterwards (or after unpacking alone goes on)."""
         self.way.bytes_per_s = SLOW_BYTES_PER_S
         doing = "nothing"
         async with Client(self.server.url, checked=False) as client:
             [name] = await client.post("instances.create", {"workload_id": "crash"})
-            with trio.move_on_after(moment_s):
+            with trio.CancelScope() as scope:
+                if not unpacking:
+                    scope.deadline = trio.current_time() + moment_s
                 while True:
                     record = await client.get(f"instances.get/{name}")
-                    doing = record["step"] if record["status"] == "Creating" else record["status"]
-                    await trio.sleep(0.03)
+                    doing = record["step"] if record["status"] == "Creating" and record["step"] else record["status"]
+                    if unpacking and doing not in BEFORE:
+                        scope.deadline = min(scope.deadline, trio.current_time() + moment_s)
+                    await trio.sleep(0.02)
             self.server.kill()
         await self.server.wait_dead()
         self.killed_in[doing] += 1
@@ -157,9 +164,10 @@ async def test_killed_while_pulling(
                     "command": ["/bin/busybox", "sleep", "1000"],
                 }
                 await client.post("workloads.create", pod("crash", sleeper, stopGraceSeconds=0))
-            for _ in range(KILLS):
+            for number in range(KILLS):
+                unpacking = number % 2 == 1
                 with trio.fail_after(ROUND_LIMIT_S):
-                    await rounds.kill_at(moments.uniform(0.0, LATEST_MOMENT_S))
+                    await rounds.kill(moments.uniform(0.0, UNPACK_S if unpacking else PULL_S), unpacking=unpacking)
                     await server.start()
                     await rounds.check()
             way.bytes_per_s = float("inf")
