@@ -11,8 +11,15 @@ InstanceFailure
 
 from __future__ import annotations
 
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from rik.errors import InstanceFailure
 from rik.model.instance import Reason
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class ImageError(InstanceFailure):
@@ -53,3 +60,20 @@ class ImageInvalid(ImageError):
 
 class ImageSpoilt(ImageInvalid):
     """What a mirror sent is damaged. It is not asked again for some time: another pull, at once, may well succeed."""
+
+
+@contextmanager
+def keeping(what: str) -> Iterator[None]:
+    """Trouble with the store's own files (OSError) is told as that of `what`, an image or one of its layers."""
+    try:
+        yield
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        message = f"{what} cannot be kept: {error.strerror or error}{where}"
+        raise ImagePullFailed(message, next_step=advice(message)) from error
+
+
+def advice(message: str) -> str:
+    """What to do about a full disk, whoever met it; "" when that is not what the message tells of."""
+    full = any(os.strerror(number) in message for number in _FULL)
+    return "make room: `rik image prune` removes images that nothing uses" if full else ""

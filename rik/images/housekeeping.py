@@ -56,13 +56,20 @@ class Housekeeping:
                     return pruned, [] if dry_run else self._hide(plan, stack)
 
                 pruned, paths = await trio.to_thread.run_sync(clear)
-            with trio.move_on_after(CLEANUP_DEADLINE_S, shield=True):
+            try:
                 await self._remove(paths)
+            except trio.Cancelled:
+                with trio.move_on_after(CLEANUP_DEADLINE_S, shield=True):
+                    await self._remove(paths)
+                raise
         return pruned
 
     async def inventory(self) -> list[HostResource]:
         """See `ImageStore.inventory`."""
-        return await trio.to_thread.run_sync(self._inventory)
+        if not self._layers.directory.is_dir():
+            return []
+        async with self._gate.held():
+            return await trio.to_thread.run_sync(self._inventory)
 
     async def sweep(self, owned: frozenset[str] | None) -> list[HostResource]:
         """See `ImageStore.sweep`."""

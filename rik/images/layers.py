@@ -13,8 +13,8 @@ from __future__ import annotations
 import os
 import re
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager
 from pathlib import Path
 
 import msgspec
@@ -22,13 +22,14 @@ import trio
 
 from rik.images.confined import Owners
 from rik.images.documents import read_document, sync_directory, write_document
-from rik.images.errors import ImageInvalid, ImagePullFailed
-from rik.images.locks import Gate, exclusive, is_locked, try_lock
+from rik.images.errors import ImageInvalid, keeping
+from rik.images.locks import Gate, exclusive, is_locked, open_to_lock, try_lock
+from rik.images.slot import Slot
 from rik.images.source import Layer, Source
 from rik.images.unpack import Limits, Unpacked, remove_tree, unpack
 
 CLEANUP_DEADLINE_S = 60.0
-# Unpacking takes a processor and a half: more at once only fills the memory.
+# Unpacking takes a processor and a half: more at once only fills the memory. Those that wait for bytes do not count.
 UNPACK_AT_ONCE = 4
 _TEMPORARY = "tmp-"
 _KEY = re.compile(r"([0-9a-f]{64}){1,2}(-[0-9a-f]{8})?")
@@ -70,14 +71,19 @@ class Layers:
         self._gate = gate
         self._suffix = suffix
         self._making: dict[str, _Making] = {}
-        self._unpacking = trio.CapacityLimiter(UNPACK_AT_ONCE)
+        self._slots = trio.CapacityLimiter(UNPACK_AT_ONCE)
+
+    def key(self, chain_id: str) -> str:
+        """Of the layer with that chain id (hex)."""
+        return chain_id + self._suffix
 
     def path(self, key: str) -> Path:
         """Where its files are."""
         return self.directory / key / "fs"
 
-    def is_here(self, key: str) -> bool:
-        return self.path(key).is_dir()
+    def are_here(self, keys: Sequence[str]) -> bool:
+        """All of them."""
+        return all(self.path(key).is_dir() for key in keys)
 
     def note(self, key: str) -> Unpacked | None:
         """What became of it; None when it is not here, or that is damaged. Raises OSError."""
@@ -100,14 +106,11 @@ class Layers:
         making = self._making.setdefault(wanted.key, _Making())
         making.listeners.append(listen)
         try:
-            async with making.lock:
-                # Another pull may have failed to make it, by the fault of its source: this one has its own.
-                there = await trio.to_thread.run_sync(self.note, wanted.key)
-                return there if there is not None else await self._make(wanted, limits, making)
-        except OSError as error:
-            raise ImagePullFailed(
-                f"{wanted.what} cannot be kept: {error.strerror or error} ({error.filename})"
-            ) from error
+            with keeping(wanted.what):
+                async with making.lock:
+                    # Another pull may have failed to make it, by the fault of its source: this one has its own.
+                    there = await trio.to_thread.run_sync(self.note, wanted.key)
+                    return there if there is not None else await self._make(wanted, limits, making)
         finally:
             making.listeners.remove(listen)
             if not making.listeners:
@@ -139,8 +142,7 @@ class Layers:
         locks: list[int] = []
         try:
             for path in self._paths():
-                if path.name.startswith(_TEMPORARY):
-                    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+                if path.name.startswith(_TEMPORARY) and (fd := open_to_lock(path)) is not None:
                     locks.append(fd)
                     if try_lock(fd):
                         paths.append(path)
@@ -150,8 +152,10 @@ class Layers:
                 os.close(fd)
 
     def half_made(self) -> list[tuple[Path, bool]]:
-        """Directories of layers that are being made or taken away, and whether anybody still does."""
-        return [(path, is_locked(path)) for path in self._paths() if path.name.startswith(_TEMPORARY)]
+        """Directories of layers that are being made or taken away, and whether anybody still does. Call it under the
+        store's lock."""
+        found = [(path, is_locked(path)) for path in self._paths() if path.name.startswith(_TEMPORARY)]
+        return [(path, alive) for path, alive in found if alive or os.path.lexists(path)]
 
     def strangers(self) -> list[Path]:
         """What is nothing that RIK makes here."""
@@ -178,12 +182,12 @@ class Layers:
             if there is not None:
                 return there  # another process was faster
             async with wanted.source.open_layer(wanted.layer) as chunks:
-                # Whoever waits for a slow registry keeps nobody else from unpacking.
+                # A child that waits for the first byte of a slow registry would only take memory.
                 first = await anext(chunks, b"")
                 async with (
-                    self._unpacking,
+                    Slot(self._slots) as slot,
                     self._temporary() as (folder, lock_fd),
-                    aclosing(_chained(first, chunks)) as all_chunks,
+                    aclosing(slot.fed(first, chunks)) as all_chunks,
                 ):
                     made = await self._unpack(wanted, all_chunks, limits, folder, lock_fd, read)
                     await trio.to_thread.run_sync(_commit, folder, self.directory / wanted.key, made)
@@ -218,19 +222,16 @@ class Layers:
     @asynccontextmanager
     async def _temporary(self) -> AsyncIterator[tuple[Path, int]]:
         """A new directory whose lock is held; removed again unless it was renamed."""
-        # No sweep sees it between being made and being locked.
-        async with self._gate.held():
-            path = self._temporary_name()
-            path.mkdir(mode=0o700)
-            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            while not try_lock(fd):
-                await trio.sleep(0.001)  # an inventory is just looking whether anybody holds it
-        try:
-            yield path, fd
-        finally:
-            with trio.move_on_after(CLEANUP_DEADLINE_S, shield=True):
-                await remove_tree(path, self._owners)
-            os.close(fd)
+        path = self._temporary_name()
+        with ExitStack() as stack:
+            try:
+                async with self._gate.held():
+                    fd = await trio.to_thread.run_sync(_make_locked, path)
+                    stack.callback(os.close, fd)
+                yield path, fd
+            finally:
+                with trio.move_on_after(CLEANUP_DEADLINE_S, shield=True):
+                    await remove_tree(path, self._owners)
 
     def _temporary_name(self) -> Path:
         return self.directory / (self._prefix + secrets.token_hex(4))
@@ -242,11 +243,12 @@ class Layers:
         return _KEY.fullmatch(name) is not None and (name.endswith(self._suffix) if self._suffix else "-" not in name)
 
 
-async def _chained(first: bytes, rest: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
-    if first:
-        yield first
-        async for chunk in rest:
-            yield chunk
+def _make_locked(path: Path) -> int:
+    """A new directory and its lock. Call it under the store's lock: nobody sees the one without the other."""
+    path.mkdir(mode=0o700)
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try_lock(fd)
+    return fd
 
 
 def _commit(folder: Path, final: Path, note: Unpacked) -> None:

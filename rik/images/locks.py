@@ -79,16 +79,21 @@ def remove_if_free(path: Path) -> None:
         os.close(fd)
 
 
-def is_locked(path: Path) -> bool:
-    """Whether a living process holds the lock of this file or directory; False when it is gone."""
+def open_to_lock(path: Path) -> int | None:
+    """A descriptor of a file or directory; None when it is gone, or is what RIK never made. Raises OSError."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
+        return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENXIO):
-            return False  # a symbolic link or a socket: nobody of RIK's made that
+        if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENXIO):  # the latter two: a symbolic link, a socket
+            return None
         raise
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a living process holds the lock of this file or directory; False when it is gone. Raises OSError."""
+    fd = open_to_lock(path)
+    if fd is None:
+        return False
     try:
         return not try_lock(fd)
     finally:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
 
 import trio
 
 from rik.images.flights import ReportProgress
 from rik.images.source import Layer
 from rik.model.instance import Progress
+from rik.model.sizes import format_share
+from rik.model.spans import format_span
 
 PULL, UNPACK = "pull", "unpack"
 # Waiting for other unpackings brings no bytes; the seconds then show that it is alive.
@@ -105,23 +106,11 @@ class Tally:
         came, verb = (self.received, "had come") if self._remote else (sum(self._read.values()), "had been read")
         if not came:
             return ""
-        return f"{self._complete} of {self._layers} layers were complete, and {came:,} of {self.total:,} bytes {verb}"
+        told = f"{format_share(came, self.total)} {verb} after {format_span(self.seconds())}"
+        return f"{told}, and {self._complete} of {self._layers} layers were complete" if self._layers > 1 else told
 
-    @asynccontextmanager
-    async def ticking(self) -> AsyncIterator[None]:
-        """While it is open the seconds are reported also when no bytes come: waiting is not being stuck."""
-        raised: Exception | None = None
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._tick)
-            try:
-                yield
-            except Exception as error:  # noqa: BLE001  # raised below: through the nursery it would become a group
-                raised = error
-            nursery.cancel_scope.cancel()
-        if raised is not None:
-            raise raised
-
-    async def _tick(self) -> None:
+    async def tick(self) -> None:
+        """Until cancelled, the seconds are reported also when no bytes come: waiting is not being stuck."""
         while True:
             await trio.sleep(TICK_S)
             self.tell()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from pathlib import Path
 
 import msgspec
@@ -21,8 +21,8 @@ PIECE_BYTES = 65_536
 
 class Remote:
     """Takes the place of `open_source`. `images` are the layouts that full references lead to; `go_on` unset holds
-    back the second half of every layer; the layer that is read as number `breaks_at`
-    cannot be had."""
+    back the second half of every layer, and `trickle` unset, of what has come, all but the first megabyte; the layer
+    that is read as number `breaks_at` cannot be had."""
 
     def __init__(self) -> None:
         self.images: dict[str, Path] = {}
@@ -31,6 +31,8 @@ class Remote:
         self.go_on = trio.Event()
         self.go_on.set()
         self.halfway = trio.Event()
+        self.trickle = trio.Event()
+        self.trickle.set()
         self.breaks_at = 0
         self.read = 0
 
@@ -91,5 +93,10 @@ class _RemoteSource:
         self._remote.read += 1
         if self._remote.read == self._remote.breaks_at:
             raise ImagePullFailed("registry.example: the connection broke")
-        async with self._inner.open_layer(layer) as chunks:
-            yield chunks
+        async with self._inner.open_layer(layer) as chunks, aclosing(self._held_back(chunks)) as slow:
+            yield slow
+
+    async def _held_back(self, chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+        async for chunk in chunks:
+            yield chunk
+            await self._remote.trickle.wait()
