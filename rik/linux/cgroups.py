@@ -296,7 +296,8 @@ def _remove(directory: str) -> list[str]:
 
 def _subdirectories(directory: str) -> list[str]:
     try:
-        return [entry.name for entry in os.scandir(directory) if entry.is_dir(follow_symlinks=False)]
+        with os.scandir(directory) as entries:
+            return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
     except FileNotFoundError:
         return []
 

@@ -31,8 +31,6 @@ STOP_MARGIN_S = 5.0
 # Between two tries to destroy what would not die, growing from the first to the second.
 FIRST_RETRY_S = 1.0
 LAST_RETRY_S = 60.0
-# What fails a pull: how far it had come is told with it.
-IMAGE_REASONS = (Reason.IMAGE_NOT_FOUND, Reason.IMAGE_UNAUTHORIZED, Reason.IMAGE_PULL_FAILED, Reason.IMAGE_INVALID)
 # Between two tries to have back a port that somebody took while RIK was down.
 REPUBLISH_S = 5.0
 
@@ -151,15 +149,7 @@ class Supervisor:
 
     async def _prepare(self, turn: Turn) -> None:
         self._site.environment.step("worker.prepare.before")
-        try:
-            self._account.use(await self.runtime.prepare(self._pod, turn.report))
-        except InstanceFailure as failure:
-            if failure.reason not in IMAGE_REASONS or not self._account.how_far():
-                raise
-            message = f"{failure.message}; {self._account.doing()}"
-            raise InstanceFailure(
-                failure.reason, message, container=failure.container, next_step=failure.next_step
-            ) from failure
+        self._account.use(await self.runtime.prepare(self._pod, turn.report))
         self._site.environment.step("worker.prepare.done")
         await turn.take()
         self._account.advance(Progress("network"))

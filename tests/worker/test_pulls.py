@@ -92,7 +92,7 @@ async def test_a_stalled_pull_ends_at_the_deadline(registry: HostileRegistry, da
         assert 1.9 <= trio.current_time() - began <= 4
         assert (final.reason, final.step) == ("DeadlineExceeded", "pull")
         assert "it was not running within 2 s; the step was pull (" in final.message
-        assert "KiB of " in final.message and "0 of 2 layers, after " in final.message
+        assert "kB, 0 of 2 layers, after " in final.message
         await until_left(registry)
         assert half_made(data_dir) == []
         assert (await answer(site, Audit()))["orphans"] == []
@@ -189,4 +189,4 @@ async def test_a_failed_pull_names_what_it_came_to(registry: HostileRegistry, da
         final = await site.scheduler.final("a")
         assert final.reason == "ImageNotFound"
         assert image.reference in final.message and "404" in final.message
-        assert "; the step was " in final.message and " of 2 layers" in final.message
+        assert " of 251 kB had come after " in final.message and "0 of 2 layers were complete" in final.message

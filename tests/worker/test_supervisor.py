@@ -165,20 +165,6 @@ async def test_a_stalled_pull_ends_with_the_creation(autojump_clock: MockClock) 
         assert "within 340 s; the step was pull (6 of 21 MB, 1 of 4 layers, after 5 min)" in final.message
 
 
-async def test_a_failed_pull_says_how_far_it_came(autojump_clock: MockClock) -> None:
-    """The message of a pull that failed on its way ends with the progress it had reached; the reason stays its own."""
-    site = Site()
-    async with site.running():
-        env = {"FAKE_PULL_STEPS": "10", "FAKE_PULL_LAYERS": "5", "FAKE_PREPARE_SECONDS": "20"}
-        env |= {"FAKE_FAIL": "ImagePullFailed", "FAKE_FAIL_MESSAGE": "app:1 from reg.example: the line went dead"}
-        await site.scheduler.run(site.assignment("a", env))
-        final = await site.scheduler.final("a")
-        assert final.reason == "ImagePullFailed"
-        said = "app:1 from reg.example: the line went dead; the step was pull (10 of 10 MB, 5 of 5 layers, "
-        assert final.message == said + "after 20 s)"
-        assert final.images == ()
-
-
 async def test_what_was_pulled_is_reported(autojump_clock: MockClock) -> None:
     """Once it runs, an instance's report says what it was given; so does the report that it ended with."""
     site = Site()
