@@ -122,7 +122,7 @@ def debian_image() -> Path:
         raise
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # other modules count the children of the tests
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
     """Debian's docker-registry on loopback, which everybody may read and write."""
     _require("docker-registry", reason="images are pulled from it")
