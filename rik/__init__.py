@@ -19,7 +19,8 @@ Reading order, for somebody who is new here:
 10. ``rik/cli/``          the commands; plain HTTP clients, but for ``serve``.
 
 Imports go one way only (``tests/test_layering.py`` enforces it): ``linux, model, errors, settings`` <- ``messages,
-environment`` <- ``link, store, images, network`` <- ``runtime`` <- ``api | scheduler | worker`` <- ``host`` <- ``cli``.
+environment`` <- ``link, store, images, network`` <- ``runtime`` <- ``api | scheduler | worker`` <- ``runtimes`` <-
+``inspection`` <- ``host`` <- ``cli``.
 
 This module imports nothing: pod supervisors start from it and must stay small.
 """

@@ -35,7 +35,6 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 NEIGHBOURS = {
     ("rik.settings", "rik.model"),
     ("rik.messages", "rik.environment"),
-    ("rik.images", "rik.network"),
 }
 # Supervisors of pods and the unpacking child run these under `python -I -S`: there is no site-packages to import from.
 STANDARD_LIBRARY_ONLY = ("rik.linux", "rik.runtime.process.podinit", "rik.images.untar")

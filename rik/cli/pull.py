@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import closing, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from types import TracebackType
 from typing import Any
 
@@ -50,7 +50,7 @@ def checked_reference(image: str) -> str:
 def pull(client: Client, image: str, node: str | None, *, quiet: bool) -> int:
     """Pulls on `node`, or on every node that is ready; the exit code. What failed on one node does not stop others."""
     nodes = [node] if node else _ready_nodes(client)
-    board = nullcontext(None) if quiet else _board(nodes)
+    board: AbstractContextManager[PlainPulls | LivePulls | None] = nullcontext() if quiet else _board(nodes)
     body = {"image": image, **({"node": node} if node else {})}
     digests: dict[str, None] = {}
     errors: list[RequestRefused] = []
@@ -107,8 +107,8 @@ def _failure(frame: Frame, *, several: bool) -> RequestRefused:
     )
 
 
-def _board(nodes: Sequence[str]) -> PlainPulls | LivePulls:
-    return LivePulls(nodes) if is_terminal() else PlainPulls(nodes)
+def _board(nodes: Sequence[str]) -> AbstractContextManager[PlainPulls | LivePulls]:
+    return LivePulls(nodes) if is_terminal() else nullcontext(PlainPulls(nodes))
 
 
 class PlainPulls:
@@ -118,14 +118,6 @@ class PlainPulls:
         self._several = len(nodes) > 1
         self._milestones = Milestones()
 
-    def __enter__(self) -> PlainPulls:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        return None
-
     def take(self, frame: Frame) -> None:
         node = str(frame.get("node"))
         where = f"{node}: " if self._several else ""
@@ -133,7 +125,9 @@ class PlainPulls:
             for line in told(frame, where):
                 say(line)
         elif frame["type"] == "progress" and self._milestones.worth_a_line(node, frame["step"], frame):
-            say(f"{where}{phrase(frame['step'], frame)}")
+            line = phrase(frame["step"], frame)
+            if line != frame["step"]:  # else there is nothing to tell yet
+                say(f"{where}{line}")
 
 
 class LivePulls:

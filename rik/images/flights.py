@@ -1,7 +1,8 @@
 """Work that several want at the same time is done once, and all who wait see how far it is.
 
-The work has a task of its own, so that it does not matter who of them goes: it is owned by all who wait for it, and the
-last one to go ends it, and waits for its end.
+The work has a task of its own, so that it does not matter who of them goes. That is a system task of Trio's, because
+no nursery belongs to all of them; yet it has owners: those who wait for it. The last one to go ends it and waits for
+its end, so that there is none while nobody waits. What it raises they raise; the task itself only Cancelled.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ class Flights(Generic[T]):
         """Waits for what `work` yields, begun when nobody has yet; the work's context is open until all have left.
 
         Who comes after it has succeeded or failed begins anew. Raises what the work raises, an ImageError as one of
-        everybody's own. `listener` is told the latest progress at once.
+        everybody's own; what the end of its context raises, only the last one to leave hears. `listener` is told the
+        latest progress at once, and must not raise.
         """
         flight = self._flights.get(key)
         if flight is None:
