@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import signal
 import sys
 from collections.abc import Iterator
@@ -54,7 +55,7 @@ def run(target: str, command: tuple[str, ...], remove: bool) -> int:
     client = connect()
     words = sys.stderr if remove else sys.stdout  # with --rm, standard output is the program's alone
     with _ended_like_ctrl_c():
-        prepared = prepare(client, document, target, own_name)
+        prepared = prepare(client, document, target, own_name, alone=remove)
         names: list[str] = []
         try:
             revision = current_revision(client)
@@ -87,16 +88,20 @@ def _document(target: str, command: tuple[str, ...]) -> tuple[dict[str, Any], bo
     return document, True
 
 
-def prepare(client: Client, document: dict[str, Any], target: str, own_name: bool) -> Prepared:
+def prepare(client: Client, document: dict[str, Any], target: str, own_name: bool, *, alone: bool = False) -> Prepared:
     """Creates the workload, or finds the one of this name with this very document.
 
-    When another document has the name, a name that the user wrote is refused, and one made up here gets a suffix.
+    When another document has the name, a name that the user wrote is refused, and one made up here gets a suffix. With
+    `alone` a workload under a name made up here is shared with no other command: who makes it removes it at its end.
     """
     try:
         return _create(client, document)
     except RequestRefused as error:
         if error.status != 409:
             raise
+    if alone and not own_name:
+        nobodys = named_by_content({**document, "run": secrets.token_hex()})["name"]
+        return _create(client, {**document, "name": nobodys})
     found = _same(client, document)
     if found is not None:
         return found
@@ -235,13 +240,15 @@ def _tell_detached(names: list[str], words: IO[str]) -> None:
 
 
 def _clean_up(client: Client, prepared: Prepared, names: list[str]) -> None:
-    """Deletes the instances, and the workload when this command made it, and waits until they are gone."""
+    """Deletes the instances, and the workload when this command made it and no other has instances of it, and waits
+    until they are gone.
+    """
     from rik.cli.stream import run_live
 
     def act() -> int:
         for name in names:
             _delete_quietly(delete_one_instance, client, name)
-        if prepared.made:
+        if prepared.made and not _used_by_others(client, prepared, names):
             _delete_quietly(delete_one_workload, client, prepared.name)
         return 0
 
@@ -251,6 +258,12 @@ def _clean_up(client: Client, prepared: Prepared, names: list[str]) -> None:
         click.echo(f"not waiting for {plural(len(names), 'instance')} to be gone", err=True)
     except Unreachable as error:
         click.echo(f"warning: not removed: {listed(names)}: {error.message}", err=True)
+
+
+def _used_by_others(client: Client, prepared: Prepared, names: list[str]) -> bool:
+    """Whether a command that found the workload has instances of it, which would be destroyed with it."""
+    entries = client.get("instances.list", query={"workload": prepared.workload_id}).json()
+    return any(entry["name"] not in names for entry in entries)
 
 
 def _delete_quietly(delete_one: Any, client: Client, name: str) -> None:

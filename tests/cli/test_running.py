@@ -122,6 +122,36 @@ def test_workload_of_that_name(rik: Rik, tmp_path: Path) -> None:
     rik.remove("job")
 
 
+@pytest.mark.parametrize("from_file", [False, True])
+def test_runs_at_once_of_the_same(rik: Rik, tmp_path: Path, from_file: bool) -> None:
+    """A `run --rm` that ends leaves alone what another one of the same image or file has running."""
+    script = "while [ ! -e /tmp/end ]; do sleep 0.05; done; echo done"
+    command = ["run", "--rm", *([document(tmp_path / "same.json", "same", script)] if from_file else ["host", "--"])]
+    command += [] if from_file else ["sh", "-c", script]
+    first = rik.start(*command)
+    running = _wait_until_running(rik, 1)
+    second = rik.start(*command)
+    last = _wait_until_running(rik, 2) - running
+    for process, names in ((first, running), (second, last)):
+        rik.ok("exec", names.pop(), "--", "touch", "/tmp/end")
+        assert process.communicate(timeout=LIMIT_S)[0].endswith("\ndone\n")
+        assert process.returncode == 0
+    assert rik.api("instances.list") == []
+    for entry in rik.api("workloads.list"):
+        assert from_file, "what is made for one run goes with it"
+        rik.remove(entry["name"])
+
+
+def _wait_until_running(rik: Rik, count: int) -> set[str]:
+    until = time.monotonic() + LIMIT_S
+    while True:
+        names = {entry["name"] for entry in rik.api("instances.list") if entry["value"]["status"] == "Running"}
+        if len(names) == count:
+            return names
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
 def test_interrupted_run_removes_what_it_made(rik: Rik, tmp_path: Path) -> None:
     """Ctrl-C and SIGTERM with --rm stop the program and leave nothing."""
     for number in (signal.SIGINT, signal.SIGTERM):
