@@ -21,7 +21,7 @@ from rik.runtimes import equip
 from rik.settings import ImageSettings
 from rik.worker.images import NodeImages
 from tests.images.build import file, tar
-from tests.images.registry.hostile import HostileRegistry, drip, serving_registry, silence
+from tests.images.registry.hostile import Exchange, HostileRegistry, drip, problem, serving_registry, silence
 from tests.images.registry.scene import LOWER, UPPER
 from tests.worker.harness import Site, received
 
@@ -183,10 +183,18 @@ async def test_hanging_up_ends_the_download(registry: HostileRegistry, data_dir:
 async def test_a_failed_pull_names_what_it_came_to(registry: HostileRegistry, data_dir: Path) -> None:
     """Registry, repository and cause are in the message; so is how far it had come."""
     image = registry.publish(LOWER, UPPER)
-    del registry.blobs["sha256:" + image.layer_paths[1].rpartition(":")[2]]
+    registry.script(image.layer_paths[0], drip(0, 0, at_once=100_000))
     async with a_site(data_dir) as site:
+
+        async def missing(exchange: Exchange) -> None:
+            while not any(progress.done for _, _, progress in site.scheduler.progress):
+                await trio.sleep(0.01)
+            await exchange.answer(404, problem("BLOB_UNKNOWN", "not known here"))
+
+        registry.script(image.layer_paths[1], missing)
         await site.scheduler.run(wants(site, "a", image.reference, 20))
         final = await site.scheduler.final("a")
         assert final.reason == "ImageNotFound"
         assert image.reference in final.message and "404" in final.message
         assert " of 251 kB had come after " in final.message and "0 of 2 layers were complete" in final.message
+        assert "the step was" not in final.message, "how far it came is told once"
