@@ -101,6 +101,7 @@ _PULLED_IMAGE: dict[str, Schema] = {
     "pulled_at": nullable(TIME),
     "exposed_ports": array(TEXT),
     "dropped": {"type": "object", "additionalProperties": COUNT},
+    "labels": {"type": "object", "additionalProperties": TEXT},
 }
 _STORED_IMAGE: dict[str, Schema] = {
     "references": array(TEXT),
@@ -115,6 +116,7 @@ _STORED_IMAGE: dict[str, Schema] = {
     "instances": array(TEXT),
     "exposed_ports": array(TEXT),
     "dropped": {"type": "object", "additionalProperties": COUNT},
+    "labels": {"type": "object", "additionalProperties": TEXT},
 }
 
 SCHEMAS: dict[str, Schema] = {

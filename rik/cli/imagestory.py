@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rik.cli.amounts import absolute, age, decimal_bytes, duration
+from rik.cli.command import plural
 from rik.cli.imagewords import layers, left_out, port_to_publish
 from rik.cli.output import clean
 from rik.cli.spelling import spelled
@@ -13,6 +14,11 @@ from rik.cli.story import is_final
 
 IMAGE_REASONS = ("ImageNotFound", "ImageUnauthorized", "ImagePullFailed", "ImageInvalid")
 LABEL_WIDTH = 8
+LABELS_SHOWN = 4
+LABEL_CHARS = 60
+OCI_LABELS = "org.opencontainers.image."
+# What is asked for first: which version it is, and where it was made.
+FIRST_LABELS = tuple(OCI_LABELS + name for name in ("version", "source", "revision", "title"))
 
 Record = Mapping[str, Any]
 
@@ -28,6 +34,7 @@ def image_lines(record: Record) -> list[str]:
             parts.append(("from", str(image["origin"])))
         parts.append(("size", f"{decimal_bytes(image.get('size_bytes'))} unpacked, {layers(image)}"))
         parts.append(_how_it_came(image))
+        parts += _labels(image.get("labels") or {})
         parts += [("note", line) for line in left_out(image.get("dropped") or {})]
         parts += _exposed(record, image)
         lines += [f"  {label:<{LABEL_WIDTH}}{clean(text)}" for label, text in parts]
@@ -52,10 +59,30 @@ def _how_it_came(image: Record) -> tuple[str, str]:
     if image.get("cached"):
         return "cached", "it was on the node already" + (f", pulled {at}: {fetched}" if at else "")
     count, of = image.get("pulled_layers") or 0, image.get("layers") or 0
-    shared = f"; the other {of - count} were there already" if 0 < count < of else ""
+    rest = of - count
+    shared = f"; the other {f'{rest} were' if rest > 1 else 'one was'} there already" if 0 < count < of else ""
     if of and not count:
         shared = "; all layers were there already"
     return "pulled", f"{count} of {layers(image)}, {fetched}{f', {at}' if at else ''}{shared}"
+
+
+def _labels(labels: Record) -> list[tuple[str, str]]:
+    """A few of them, the standard ones first and by their short names; of the rest, how many there are."""
+
+    def rank(name: str) -> tuple[int, bool]:
+        first = FIRST_LABELS.index(name) if name in FIRST_LABELS else len(FIRST_LABELS)
+        return first, not name.startswith(OCI_LABELS)
+
+    told = sorted((name for name, value in labels.items() if value), key=rank)[:LABELS_SHOWN]
+    words = [f"{_cut(name.removeprefix(OCI_LABELS))} {_cut(str(labels[name]))}" for name in told]
+    rest = len(labels) - len(told)
+    if rest:
+        words.append(f"{rest} more in -o json" if told else f"{plural(rest, 'label')} in -o json")
+    return [("labels", ", ".join(words))] if words else []
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LABEL_CHARS else text[: LABEL_CHARS - 1] + "…"
 
 
 def _exposed(record: Record, image: Record) -> list[tuple[str, str]]:

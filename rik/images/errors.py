@@ -28,10 +28,8 @@ class ImageError(InstanceFailure):
     code: Reason = Reason.IMAGE_PULL_FAILED
 
     def __init__(self, message: str, *, next_step: str = "") -> None:
-        # Much of what these messages quote was written by strangers: nothing of it may command a terminal.
-        super().__init__(
-            self.code, "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message), next_step=next_step
-        )
+        # Much of what these messages quote was written by strangers.
+        super().__init__(self.code, printable(message), next_step=next_step)
 
 
 class ImageNotFound(ImageError):
@@ -60,6 +58,11 @@ class ImageInvalid(ImageError):
 
 class ImageSpoilt(ImageInvalid):
     """What a mirror sent is damaged. It is not asked again for some time: another pull, at once, may well succeed."""
+
+
+def printable(text: str) -> str:
+    """What strangers wrote, escaped where it could command a terminal."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 @contextmanager

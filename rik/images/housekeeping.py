@@ -135,6 +135,7 @@ class Housekeeping:
             holders=tuple(sorted(holders)),
             dropped=record.dropped,
             exposed_ports=record.config.exposed_ports,
+            labels=record.config.labels,
         )
 
     def _pruned(self, shelf: Shelf, plan: Plan) -> Pruned:

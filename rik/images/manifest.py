@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import platform
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import msgspec
 
-from rik.images.errors import ImageInvalid, ImageNotFound
+from rik.images.errors import ImageInvalid, ImageNotFound, printable
 from rik.images.reference import is_digest
 
 # Larger ones are refused by registries too (4 MiB is what the OCI distribution specification recommends).
@@ -25,6 +25,9 @@ MAX_LAYERS = 500
 MAX_INDEX_DEPTH = 5
 # Exposed ports are a hint that is repeated in the record of every instance: more of them help nobody.
 MAX_EXPOSED_PORTS = 100
+# So are labels; some builders put whole documents into them.
+MAX_LABELS = 100
+MAX_LABEL_CHARS = 1000
 _EXPOSED_PORT = re.compile(r"[0-9]{1,5}(-[0-9]{1,5})?(/[a-z]{1,10})?")
 # A layer of a terabyte is a lie whatever the limits are.
 MAX_BLOB_BYTES = 1 << 40
@@ -82,7 +85,7 @@ class Manifest(msgspec.Struct, frozen=True):
 
 class ImageConfig(msgspec.Struct, frozen=True):
     """How the image wants to be run. `env` is `NAME=value`; `exposed_ports` is `8080/tcp`; "" and () mean nothing is
-    said."""
+    said. `labels` are printable, and bounded in number and length."""
 
     entrypoint: tuple[str, ...] = ()
     cmd: tuple[str, ...] = ()
@@ -195,7 +198,7 @@ def read_config(data: bytes, wanted: Platform, layers: int, where: str) -> tuple
         user=run.user or "",
         stop_signal=run.stop_signal or "",
         exposed_ports=tuple(filter(_EXPOSED_PORT.fullmatch, run.exposed_ports or ()))[:MAX_EXPOSED_PORTS],
-        labels=run.labels or {},
+        labels=_bounded_labels(run.labels or {}),
     )
     return settings, diff_ids
 
@@ -263,6 +266,16 @@ def _command(value: list[str] | str | None) -> tuple[str, ...]:
     if isinstance(value, str):
         return ("/bin/sh", "-c", value) if value else ()
     return tuple(value or ())
+
+
+def _bounded_labels(labels: Mapping[str, str]) -> dict[str, str]:
+    """The first of them, long values cut short; a longer name than that is none."""
+    named = [(name, value) for name, value in labels.items() if 0 < len(name) <= MAX_LABEL_CHARS]
+    return {printable(name): _cut(printable(value)) for name, value in named[:MAX_LABELS]}
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_LABEL_CHARS else text[: MAX_LABEL_CHARS - 1] + "…"
 
 
 def _check_descriptor(descriptor: Descriptor, where: str) -> None:

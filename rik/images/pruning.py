@@ -29,6 +29,7 @@ class StoredImage(msgspec.Struct, frozen=True):
     holders: tuple[str, ...] = ()
     dropped: dict[str, int] = {}
     exposed_ports: tuple[str, ...] = ()
+    labels: dict[str, str] = {}
 
 
 class Pruned(msgspec.Struct, frozen=True):

@@ -78,6 +78,7 @@ class Image(msgspec.Struct, frozen=True):
             pulled_at=self.pulled_at,
             exposed_ports=self.config.exposed_ports,
             dropped=self.dropped,
+            labels=self.config.labels,
         )
 
 

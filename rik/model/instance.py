@@ -123,8 +123,8 @@ class ImageUse(Record, frozen=True):
     `reference` in its short form; `digest` is the manifest's; `origin` is where it came from (a registry, with the
     mirror that answered; a directory; a file). Of its `layers` `pulled_layers`, with `pulled_bytes` as they were sent,
     were fetched in `seconds` at `pulled_at`; `cached` says that this happened before this instance wanted it.
-    `size_bytes` is that of its files. `exposed_ports` (`80/tcp`) is the image's own hint; `dropped` counts what this
-    node could not keep (devices, owners, xattrs, other).
+    `size_bytes` is that of its files. `exposed_ports` (`80/tcp`) and `labels` (bounded) are the image's own
+    words; `dropped` counts what this node could not keep (devices, owners, xattrs, other).
     """
 
     reference: str
@@ -140,6 +140,7 @@ class ImageUse(Record, frozen=True):
     pulled_at: int = 0
     exposed_ports: tuple[str, ...] = ()
     dropped: dict[str, int] = {}
+    labels: dict[str, str] = {}
 
 
 class Port(Record, frozen=True):

@@ -98,6 +98,7 @@ def render_image_use(image: ImageUse) -> dict[str, Any]:
         "pulled_at": render_time(image.pulled_at),
         "exposed_ports": list(image.exposed_ports),
         "dropped": dict(image.dropped),
+        "labels": dict(image.labels),
     }
 
 

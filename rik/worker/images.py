@@ -202,6 +202,7 @@ def _render_stored(image: StoredImage, name_of: NameOf) -> dict[str, Any]:
         "instances": sorted(name_of(holder) or holder for holder in image.holders),
         "exposed_ports": list(image.exposed_ports),
         "dropped": dict(image.dropped),
+        "labels": dict(image.labels),
     }
 
 

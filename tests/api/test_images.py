@@ -32,6 +32,7 @@ PULLED = {
     "pulled_layers": 2,
     "exposed_ports": ["80/tcp"],
     "dropped": {"devices": 1},
+    "labels": {"org.opencontainers.image.version": "3.20"},
     **FIGURES,
 }
 STORED = {
@@ -42,6 +43,7 @@ STORED = {
     "instances": ["cobra-citer-1923"],
     "exposed_ports": [],
     "dropped": {},
+    "labels": {"a": "b"},
     **FIGURES,
 }
 

@@ -32,6 +32,7 @@ IMAGE: dict[str, Any] = {
     "used_at": "2026-01-31T12:00:00.000Z",
     "instances": ["web-1", "web-2", "web-3"],
     "dropped": {},
+    "labels": {},
     "exposed_ports": [],
 }
 UNUSED = {**IMAGE, "references": ["127.0.0.1:5000/app:v1"], "digest": OTHER, "layers": 6, "instances": []}
@@ -51,6 +52,7 @@ PULLED: dict[str, Any] = {
     "pulled_at": "2026-01-31T12:00:00.000Z",
     "exposed_ports": [],
     "dropped": {"devices": 2, "owners": 1},
+    "labels": {},
 }
 
 

@@ -153,6 +153,7 @@ def used(**fields: Any) -> dict[str, Any]:
         "pulled_at": "2026-01-31T12:00:00.000Z",
         "exposed_ports": ["80/tcp", "443/tcp"],
         "dropped": {},
+        "labels": {},
     }
     return {**image, **fields}
 
@@ -195,8 +196,31 @@ def test_images_that_were_there() -> None:
     assert "cached  it was on the node already, pulled 2026-01-31 12:00:00.000Z" in described(
         running(used(cached=True))
     )
+    assert "; the other one was there already" in described(running(used(pulled_layers=5)))
     assert "; the other 4 were there already" in described(running(used(pulled_layers=2)))
     assert "; all layers were there already" in described(running(used(pulled_layers=0, pulled_bytes=0)))
+
+
+def test_labels_of_an_image() -> None:
+    """A few labels stand on one line, version and source first; long ones are cut, and of the rest it says how many."""
+    standard = "org.opencontainers.image."
+    labels = {
+        "maintainer": "me",
+        f"{standard}created": "2026-01-31",
+        f"{standard}source": "https://example/app",
+        f"{standard}version": "1.2.3",
+        f"{standard}title": "",
+        "com.example.document": "x" * 1000,
+    }
+    text = described(running(used(labels=labels)))
+    told = next(line for line in text.splitlines() if line.startswith("    labels"))
+    assert told == (
+        "    labels  version 1.2.3, source https://example/app, created 2026-01-31, maintainer me, 2 more in -o json"
+    )
+    assert f"  labels  com.example.document {'x' * 59}…\n" in described(
+        running(used(labels={"com.example.document": "x" * 1000}))
+    )
+    assert "labels" not in described(running(used()))
 
 
 def test_ports_that_need_no_hint() -> None:

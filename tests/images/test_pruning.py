@@ -19,7 +19,7 @@ from rik.images.reference import parse_reference
 from rik.images.store import Image, ImageStore
 from rik.linux.idmap import detect
 from tests.conftest import Require
-from tests.images.build import file, layout, tar
+from tests.images.build import config_of, file, layout, tar
 from tests.images.conftest import HOST_ID, MakeStore
 from tests.images.remote import Remote
 from tests.images.test_store import environment, leftovers
@@ -154,6 +154,15 @@ async def test_figures(store: ImageStore, tmp_path: Path) -> None:
     assert (pruned.freed_bytes, pruned.kept, pruned.size_bytes) == (20, 1, 1010)
     assert [path.is_dir() for path in (*images[0].layers, *images[1].layers)] == [True, True, True, False]
     assert await store.list_images() == [first] and leftovers(store) == []
+
+
+async def test_labels(store: ImageStore, tmp_path: Path) -> None:
+    """Labels reach the record of the instance that uses the image, and the list."""
+    layers, labels = [tar(file("a"))], {"org.opencontainers.image.version": "1.2"}
+    config = config_of(layers, config={"Labels": labels})
+    image = await take(store, layout(tmp_path / "l", *layers, config=config))
+    (listed,) = await store.list_images()
+    assert listed.labels == image.use("main").labels == labels
 
 
 async def test_by_age_and_size(store: ImageStore, tmp_path: Path) -> None:

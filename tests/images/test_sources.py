@@ -460,6 +460,17 @@ def test_config_is_read_whole() -> None:
     assert empty.entrypoint == () and empty.user == ""
 
 
+def test_labels_are_bounded() -> None:
+    """Of labels the first hundred are kept, long values cut, and nothing in them commands a terminal."""
+    many = {f"l{number}": "v" for number in range(1000)}
+    labels = {"long": "x" * 5000, "odd\x1b": "a\x1b[31m\nb", "n" * 5000: "v", "": "nameless", **many}
+    data = {"rootfs": {"diff_ids": []}, "config": {"Labels": labels}}
+    config, _ = read_config(json.dumps(data).encode(), AMD64, 0, "it")
+    assert len(config.labels) == 100 and list(config.labels)[:3] == ["long", "odd\\x1b", "l0"]
+    assert config.labels["long"] == "x" * 999 + "…"
+    assert config.labels["odd\\x1b"] == "a\\x1b[31m\\nb"
+
+
 def test_media_types_of_an_index_entry(tmp_path: Path) -> None:
     """A manifest that says it is something else is refused."""
     made = Layout(tmp_path / "l")

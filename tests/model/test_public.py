@@ -78,7 +78,24 @@ def test_the_full_form_holds_what_the_contract_lists() -> None:
             containers=(ContainerState("main", "host", "exited", 3, None, False, AT, AT),),
             ports=(Port(45000, 8080, "TCP", "NodePort", "127.0.0.1"),),
             enforced={"cpu": True, "memory": "no writable cgroup"},
-            images=(ImageUse("alpine:3", DIGEST, ("main",), "docker.io", False, 3, 2, 10, 20, 1.25, AT, ("80/tcp",)),),
+            images=(
+                ImageUse(
+                    "alpine:3",
+                    DIGEST,
+                    ("main",),
+                    "docker.io",
+                    False,
+                    3,
+                    2,
+                    10,
+                    20,
+                    1.25,
+                    AT,
+                    ("80/tcp",),
+                    {},
+                    {"a": "b"},
+                ),
+            ),
             log_tail=(LogLine("main", "stderr", AT, "boom"),),
         )
     )
@@ -133,6 +150,7 @@ def test_the_full_form_holds_what_the_contract_lists() -> None:
                 "pulled_at": AT_TEXT,
                 "exposed_ports": ["80/tcp"],
                 "dropped": {},
+                "labels": {"a": "b"},
             }
         ],
         "log_tail": [{"container": "main", "stream": "stderr", "at": AT_TEXT, "line": "boom"}],

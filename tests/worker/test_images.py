@@ -61,7 +61,7 @@ class PretendedStore(ImageStore):
             raise
         if self.failure is not None:
             raise self.failure
-        config = ImageConfig(exposed_ports=("80/tcp",))
+        config = ImageConfig(exposed_ports=("80/tcp",), labels={"c": "d"})
         return Image(str(reference), DIGEST, config, (Path("a"),), 8 * MIB, "docker.io", False, 1, 3 * MIB, 1.2, 1)
 
     async def list_images(self) -> list[StoredImage]:
@@ -110,7 +110,9 @@ async def test_images_are_listed_with_the_names_of_their_users(autojump_clock: M
     async with a_site() as (site, store):
         await site.scheduler.run(site.assignment("u1"))
         await site.scheduler.until("u1", Status.RUNNING)
-        store.images = [msgspec.structs.replace(STORED, holders=("u1", "stranger"), dropped={"devices": 2})]
+        store.images = [
+            msgspec.structs.replace(STORED, holders=("u1", "stranger"), dropped={"devices": 2}, labels={"a": "b"})
+        ]
         listed = await answer(site, ListImages())
         assert (listed["size_bytes"], listed["cache_bytes"], listed["keep_unused_s"]) == (8 * MIB, 50 * 2**30, 1209600)
         assert listed["images"] == [
@@ -127,6 +129,7 @@ async def test_images_are_listed_with_the_names_of_their_users(autojump_clock: M
                 "instances": ["name-u1", "stranger"],
                 "exposed_ports": [],
                 "dropped": {"devices": 2},
+                "labels": {"a": "b"},
             }
         ]
 
@@ -160,6 +163,7 @@ async def test_a_pull_ends_with_its_figures(autojump_clock: MockClock) -> None:
             "pulled_at": "1970-01-01T00:00:00.001Z",
             "exposed_ports": ["80/tcp"],
             "dropped": {},
+            "labels": {"c": "d"},
         }
 
 
