@@ -24,7 +24,6 @@ NEXT_STEPS = {
     "ImageNotFound": "check its name and tag",
     "ImageUnauthorized": "docker login REGISTRY on the node as the user RIK runs as, or put credentials into "
     "~/.docker/config.json there",
-    "ImageInvalid": "have it made again; if a limit of this node was met, `rik serve --image-max-…` sets it",
 }
 
 Frame = Mapping[str, Any]

@@ -19,6 +19,7 @@ from rik.images.errors import ImageInvalid, ImagePullFailed
 from rik.images.untar.compression import OPTIONAL_PACKAGES
 from rik.images.untar.discard import discard
 from rik.linux.idmap import Unavailable, detect
+from rik.model.sizes import format_bytes
 from rik.settings import ImageSettings
 
 _DEFAULTS = ImageSettings()
@@ -26,17 +27,26 @@ _DEFAULTS = ImageSettings()
 
 class Limits(msgspec.Struct, frozen=True):
     """What an image may be when it is unpacked, as in `ImageSettings`, whose defaults these are. The ratio (unpacked :
-    compressed) is of a layer, the rest of the whole image."""
+    compressed) is of a layer, the rest of the whole image; `below_bytes` and `below_entries` are what the layers below
+    one have of it already."""
 
     max_bytes: int = _DEFAULTS.max_bytes
     max_entries: int = _DEFAULTS.max_entries
     max_ratio: int = _DEFAULTS.max_ratio
     ratio_free_bytes: int = _DEFAULTS.ratio_free_bytes  # small layers may well be mostly zeros
     layer_deadline_s: float = _DEFAULTS.layer_deadline_s
+    below_bytes: int = 0
+    below_entries: int = 0
 
     @classmethod
     def of(cls, settings: ImageSettings) -> Limits:
-        return cls(**{name: getattr(settings, name) for name in cls.__struct_fields__})
+        return cls(
+            settings.max_bytes,
+            settings.max_entries,
+            settings.max_ratio,
+            settings.ratio_free_bytes,
+            settings.layer_deadline_s,
+        )
 
 
 class Unpacked(msgspec.Struct, frozen=True):
@@ -75,6 +85,8 @@ async def unpack(
             "max_entries": limits.max_entries,
             "max_ratio": limits.max_ratio,
             "ratio_free_bytes": limits.ratio_free_bytes,
+            "below_bytes": limits.below_bytes,
+            "below_entries": limits.below_entries,
         },
         "algorithm": algorithm,
         "cpu_s": math.ceil(limits.layer_deadline_s) + 1,
@@ -92,6 +104,8 @@ async def unpack(
 
     with trio.move_on_after(limits.layer_deadline_s) as scope:
         answer = await confined.run(job, owners, feed, lock_fd)
+        if limit := answer.get("limit"):
+            raise _over_limit(limit, limits, f"{what} cannot be unpacked: it")
         error = confined.error_of(answer, what)
         if error is not None:
             raise error
@@ -141,12 +155,27 @@ def _path_of(package: str) -> str:
 
 
 def check_totals(unpacked: Sequence[Unpacked], limits: Limits, what: str) -> Limits:
-    """What is left of `limits` for the next layer of the same image. Raises ImageInvalid when nothing is."""
+    """The limits of the next layer of the same image. Raises ImageInvalid when those that are here exceed them."""
     used_bytes, used_entries = sum(u.bytes for u in unpacked), sum(u.entries for u in unpacked)
     if used_bytes > limits.max_bytes:
-        raise ImageInvalid(f"{what} is larger than {limits.max_bytes:,} bytes when unpacked")
+        raise _over_limit("bytes", limits, what)
     if used_entries > limits.max_entries:
-        raise ImageInvalid(f"{what} has more than {limits.max_entries:,} files")
-    return msgspec.structs.replace(
-        limits, max_bytes=limits.max_bytes - used_bytes, max_entries=limits.max_entries - used_entries
-    )
+        raise _over_limit("entries", limits, what)
+    return msgspec.structs.replace(limits, below_bytes=used_bytes, below_entries=used_entries)
+
+
+def _over_limit(limit: str, limits: Limits, what: str) -> ImageInvalid:
+    """`what` begins a sentence. The limit is told as it was set, whatever the layers below have left of it."""
+    below = " (with the layers below it)" if limits.below_entries else ""
+    match limit:
+        case "bytes":
+            cause = f"is larger than {format_bytes(limits.max_bytes)} when unpacked{below}"
+            options = "--image-max-size"
+        case "entries":
+            cause, options = f"has more than {limits.max_entries:,} files{below}", "--image-max-files"
+        case _:
+            after = f" (after the first {format_bytes(limits.ratio_free_bytes)})" if limits.ratio_free_bytes else ""
+            cause = f"grows to more than {limits.max_ratio:,} times its size{after}"
+            options = "--image-max-ratio` or `--image-ratio-after"
+    step = f"if it is as it should be, start this node with a larger `{options}`"
+    return ImageInvalid(f"{what} {cause}", next_step=step)

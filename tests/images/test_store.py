@@ -366,15 +366,17 @@ async def test_limits_are_of_the_whole_image(make_store: MakeStore, tmp_path: Pa
     layers = [tar(file(name, bytes(600))) for name in "abc"]
     path = layout(tmp_path / "l", *layers)
     for limits, words in (
-        (ImageSettings(max_bytes=1500), "larger than"),
-        (ImageSettings(max_entries=2), "more than"),
+        (ImageSettings(max_bytes=1500), "is larger than 1.5 kB when unpacked (with the layers below it)"),
+        (ImageSettings(max_entries=2), "has more than 2 files (with the layers below it)"),
     ):
-        with pytest.raises(ImageInvalid, match=words):
+        with pytest.raises(ImageInvalid) as caught:
             await ensure(make_store(settings=limits), f"oci:{path}")
+        assert caught.value.message.endswith(f" cannot be unpacked: it {words}")
     await ensure(make_store(), f"oci:{path}")
     again = layout(tmp_path / "again", *layers, config=config_of(layers, author="somebody"))
-    with pytest.raises(ImageInvalid, match=r"is larger than 1,500 bytes"):  # its layers are all there already
+    with pytest.raises(ImageInvalid, match=r"is larger than 1.5 kB") as caught:  # its layers are all there already
         await ensure(make_store(settings=ImageSettings(max_bytes=1500)), f"oci:{again}")
+    assert "`--image-max-size`" in caught.value.next_step
 
 
 async def test_many_images_at_once(store: ImageStore, tmp_path: Path) -> None:

@@ -242,7 +242,8 @@ class Downloads:
         total = sum(layer.size for layer in layers)
         if total > self._settings.max_bytes:
             message = f"{prefix}its layers have {total:,} bytes even before they are unpacked"
-            raise ImageInvalid(f"{message}; an image may have {self._settings.max_bytes:,}")
+            step = "if it is as it should be, start this node with a larger `--image-max-size`"
+            raise ImageInvalid(f"{message}; an image may have {self._settings.max_bytes:,}", next_step=step)
 
 
 async def _receive(body: Body, blob: _Blob) -> None:

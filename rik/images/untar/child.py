@@ -2,8 +2,9 @@
 
 Started by ``confined.py``. Reads from standard input a job (its length in 4 bytes, then JSON), one byte when its id map
 is there (for which it waits after saying ``unshared`` on standard output), and the layer's bytes. Its last line is the
-answer in JSON: the result, or ``{"error": kind, "message": …}`` with the kinds invalid, limit, host. Standard library
-only, but for what ``compression.py`` imports (before the confinement) when a layer asks for it.
+answer in JSON: the result, or ``{"error": kind, "message": …}`` with the kinds invalid, limit, host; of kind limit
+with the ``limit`` that was exceeded, when it is one of the job's. Standard library only, but for what
+``compression.py`` imports (before the confinement) when a layer asks for it.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def main() -> None:
     except BadTar as error:
         answer = {"error": "invalid", "message": str(error)}
     except OverLimit as error:
-        answer = {"error": "limit", "message": str(error)}
+        answer = {"error": "limit", "limit": error.limit, "message": str(error)}
     except MemoryError:
         answer = {
             "error": "limit",
@@ -192,7 +193,7 @@ def _enter(job: dict[str, Any]) -> None:
 
 
 def _limit(layers: int, job: dict[str, Any]) -> None:
-    largest = job["limits"]["max_bytes"]
+    largest = max(0, job["limits"]["max_bytes"] - job["limits"]["below_bytes"])
     for kind, wanted in (
         (resource.RLIMIT_AS, _MAX_MEMORY_BYTES),
         (resource.RLIMIT_CORE, 0),

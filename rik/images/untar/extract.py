@@ -31,17 +31,24 @@ _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class OverLimit(Exception):
-    """The layer is larger than allowed; the message says in what."""
+    """More than allowed: of `limit` (bytes, entries or ratio), or, when that is "", of what the message says."""
+
+    def __init__(self, limit: str = "", message: str = "") -> None:
+        super().__init__(message)
+        self.limit = limit
 
 
 class Extraction:
     """Unpacks into the current root directory. `entries`, `bytes` and `spent` are compared with the limits at every
-    member; `spent()` is how many compressed bytes were read so far. `dropped` counts what could not be kept, by kind.
+    member, with `below_entries` and `below_bytes` of the layers below added; `spent()` is how many compressed bytes
+    were read so far. `dropped` counts what could not be kept, by kind.
     """
 
     def __init__(self, lower: LowerLayers, limits: dict[str, int], spent: Counter) -> None:
         self._lower = lower
         self._limits = limits
+        self._most_entries = limits["max_entries"] - limits["below_entries"]
+        self._most_bytes = limits["max_bytes"] - limits["below_bytes"]
         self._spent = spent
         self.entries = 0
         self.bytes = 0
@@ -67,16 +74,15 @@ class Extraction:
         """Raises OverLimit when `produced` bytes came of too few compressed ones."""
         free = self._limits["ratio_free_bytes"]
         if produced > free and produced > self._limits["max_ratio"] * max(self._spent(), 1):
-            ratio, megabytes = self._limits["max_ratio"], free // 1_000_000
-            raise OverLimit(f"it grows to more than {ratio} times its size (after the first {megabytes:,} MB)")
+            raise OverLimit("ratio")
 
     def _count(self, size: int) -> None:
         self.entries += 1
         self.bytes += size
-        if self.entries > self._limits["max_entries"]:
-            raise OverLimit(f"it has more than {self._limits['max_entries']:,} files")
-        if self.bytes > self._limits["max_bytes"]:
-            raise OverLimit(f"it is larger than {self._limits['max_bytes']:,} bytes when unpacked")
+        if self.entries > self._most_entries:
+            raise OverLimit("entries")
+        if self.bytes > self._most_bytes:
+            raise OverLimit("bytes")
         self.check_ratio(self.bytes)
 
     def _member(self, member: Member, stream: TarStream) -> None:
@@ -281,13 +287,16 @@ class Counter:
 
 
 def _parts(name: str) -> Path:
-    """A name as it lies inside the root: `..` never leads out of it."""
+    """A name as it lies inside the root; an absolute one, too (some builders write them). Raises BadTar when it climbs
+    above the root, which no builder means."""
     if "\0" in name:
         raise BadTar(f"the name {shown(name)} holds a zero byte")
     parts: list[str] = []
     for part in name.split("/"):
         if part == "..":
-            del parts[-1:]
+            if not parts:
+                raise BadTar(f"the name {shown(name)} climbs out of the image's root")
+            parts.pop()
         elif part not in ("", "."):
             parts.append(part)
     return tuple(parts)
@@ -307,5 +316,5 @@ def _named(error: OSError, name: str) -> Exception:
     if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.EMLINK):
         return BadTar(f"{shown(name)} does not fit with what came before it: {os.strerror(error.errno)}")
     if error.errno == errno.EFBIG:
-        return OverLimit(f"{shown(name)} is larger than a file may be here")
+        return OverLimit(message=f"{shown(name)} is larger than a file may be here")
     return error

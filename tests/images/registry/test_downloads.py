@@ -594,8 +594,11 @@ async def test_full_disk(server: Server, small_disk: Path) -> None:
 async def test_sizes_beyond_every_limit(server: Server, tmp_path: Path) -> None:
     """Layers that state more bytes than an image may have unpacked are not even begun."""
     downloads = Downloads(tmp_path / "downloads", ImageSettings(max_bytes=2 * SIZE))
-    with pytest.raises(ImageInvalid, match=r"app: its layers have 4,500,000 bytes even before they are unpacked; an"):
+    with pytest.raises(
+        ImageInvalid, match=r"app: its layers have 4,500,000 bytes even before they are unpacked; an"
+    ) as caught:
         await pull(downloads, server.open_at, LAYERS[:3], "app")
+    assert "`--image-max-size`" in caught.value.next_step
     assert server.asked == []
 
 
