@@ -25,13 +25,17 @@ LONGEST_RETRY_AFTER_S = 30.0
 
 class TransientFailure(Exception):
     """What went wrong may be well the next time. `cause` is for people, verbatim from below; `retry_after_s` is what
-    the registry asked for; `unreachable`: nobody answered at all (connection refused, unknown host)."""
+    the registry asked for; `unreachable`: nobody answered at all (connection refused, unknown host). `next_step` is
+    what to do about it once it is given up."""
 
-    def __init__(self, cause: str, *, retry_after_s: float | None = None, unreachable: bool = False) -> None:
+    def __init__(
+        self, cause: str, *, retry_after_s: float | None = None, unreachable: bool = False, next_step: str = ""
+    ) -> None:
         super().__init__(cause)
         self.cause = cause
         self.retry_after_s = retry_after_s
         self.unreachable = unreachable
+        self.next_step = next_step
 
 
 class Tally(msgspec.Struct, frozen=True):
@@ -105,6 +109,6 @@ async def persist(
             )
             decision = decide(failure, tally, most_tries)
             if isinstance(decision, GiveUp):
-                step = "check that the registry runs and that its name is right" if failure.unreachable else ""
-                raise ImagePullFailed(f"{what}: {failure.cause} ({decision.why})", next_step=step) from failure
+                message = f"{what}: {failure.cause} ({decision.why})"
+                raise ImagePullFailed(message, next_step=failure.next_step) from failure
         await trio.sleep(max(scatter(decision.pause_s), decision.least_s))

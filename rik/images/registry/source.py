@@ -193,14 +193,21 @@ class RegistrySource:
         cause = "; ".join(causes) if len(causes) > 1 else final.cause
         if isinstance(final, TransientFailure):
             unreachable = all(failure.unreachable for failure in transient)
-            return TransientFailure(cause, retry_after_s=final.retry_after_s, unreachable=unreachable)
+            return TransientFailure(
+                cause, retry_after_s=final.retry_after_s, unreachable=unreachable, next_step=final.next_step
+            )
         if final.kind is ImagePullFailed and any(not failure.unreachable for failure in transient):
             return TransientFailure(cause)  # a mirror has it, or may have
         return final.kind(f"{what}: {cause}", next_step=final.next_step)
 
     def _named(self, endpoint: Endpoint, failure: TransientFailure) -> TransientFailure:
         cause = f"{endpoint.name}: {failure.cause}" if endpoint.mirror else failure.cause
-        return TransientFailure(cause, retry_after_s=failure.retry_after_s, unreachable=failure.unreachable)
+        return TransientFailure(
+            cause,
+            retry_after_s=failure.retry_after_s,
+            unreachable=failure.unreachable,
+            next_step=failure.next_step,
+        )
 
     def _origin(self, endpoint: Endpoint) -> str:
         registry = self._reference.registry

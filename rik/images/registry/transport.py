@@ -36,6 +36,7 @@ DOCUMENT_PERIODS = 5
 # Everybody else waits no longer than this for one body.
 LONGEST_BREATH_S = 0.005
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_PROXY = "the proxy "
 _CUT_OFF = ("Server disconnected", "peer closed connection")
 
 
@@ -180,7 +181,7 @@ class Transport:
 
     async def _send(self, url: str, headers: dict[str, str], form: Mapping[str, str] | None) -> httpx.Response:
         proxy = proxy_of(url, self._environment)
-        peer = f"the proxy {urlsplit(proxy).netloc.rpartition('@')[2]}" if proxy else urlsplit(url).netloc
+        peer = f"{_PROXY}{urlsplit(proxy).netloc.rpartition('@')[2]}" if proxy else urlsplit(url).netloc
         client = await self._client(url, proxy)
         try:
             request = client.build_request("GET" if form is None else "POST", url, headers=headers, data=form)
@@ -227,7 +228,7 @@ class Transport:
         match error:
             case httpx.ConnectTimeout():
                 limit = min(CONNECT_S, self._idle_s)
-                return TransientFailure(f"{peer} did not take a connection within {limit:g} s", unreachable=True)
+                return _unreachable(f"{peer} did not take a connection within {limit:g} s", peer)
             case httpx.TimeoutException():
                 return self._stalled(peer)
             case httpx.ConnectError():
@@ -248,7 +249,7 @@ class Transport:
 
 def _connect_failure(error: httpx.HTTPError, peer: str) -> TransientFailure | Refusal:
     root = _root(error)
-    host = peer.removeprefix("the proxy ")
+    host = peer.removeprefix(_PROXY)
     if isinstance(root, ssl.SSLCertVerificationError):
         return Refusal(
             f"the certificate of {peer} is not trusted: {root.verify_message}",
@@ -261,11 +262,19 @@ def _connect_failure(error: httpx.HTTPError, peer: str) -> TransientFailure | Re
             next_step=f"if it speaks plain http, start this node with `rik serve --insecure-registry {host}`",
         )
     if isinstance(root, socket.gaierror):
-        return TransientFailure(f"the host {peer} is unknown: {root.strerror}", unreachable=True)
+        return _unreachable(f"the host {peer} is unknown: {root.strerror}", peer)
     if isinstance(root, ssl.SSLEOFError) or not isinstance(root, OSError):
         return TransientFailure(f"{peer} ended the connection during the TLS handshake")
     cause = os.strerror(root.errno) if root.errno else str(root)
-    return TransientFailure(f"no connection to {peer}: {cause}", unreachable=True)
+    return _unreachable(f"no connection to {peer}: {cause}", peer)
+
+
+def _unreachable(cause: str, peer: str) -> TransientFailure:
+    if peer.startswith(_PROXY):
+        step = f"check that {peer} runs: the environment of `rik serve` names it (https_proxy and the like)"
+    else:
+        step = "check that the registry runs and that its name is right"
+    return TransientFailure(cause, unreachable=True, next_step=step)
 
 
 def _root(error: BaseException) -> BaseException:

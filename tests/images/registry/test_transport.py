@@ -144,4 +144,5 @@ async def test_a_proxy_that_is_down() -> None:
     async with Transport(TlsContexts([]), idle_s=1, idle_bytes=1, insecure=(), environment=environment) as proxied:
         with pytest.raises(TransientFailure, match=r"the proxy 127\.0\.0\.1:1: Connection refused") as caught:
             await proxied.document("https://a.invalid/", {}, limit=1)
-    assert caught.value.unreachable and "secret" not in caught.value.cause
+    assert caught.value.unreachable and "secret" not in caught.value.cause + caught.value.next_step
+    assert caught.value.next_step.startswith("check that the proxy 127.0.0.1:1 runs")
