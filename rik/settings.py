@@ -65,7 +65,7 @@ class ImageSettings(msgspec.Struct, frozen=True, kw_only=True):
     `mirrors` are (registry, base URL), tried in order before the registry itself; `insecure_registries` are hosts
     (`HOST` or `HOST:PORT`) that may be spoken to by plain http or with a certificate that nobody vouches for.
     Unused images go after `keep_unused_s`, and, the least recently used first, while all together exceed
-    `cache_bytes`; 0 keeps them.
+    `cache_bytes`; 0 keeps them. That is looked after every `prune_interval_s`, and `cache_bytes` after every pull.
     """
 
     max_bytes: int = 20_000_000_000

@@ -79,6 +79,12 @@ OPTIONS = (
         help="Unused images are removed, oldest first, while all take more than this; 0: no limit.",
     ),
     click.option(
+        "--image-prune-interval",
+        type=AtLeastOne(Duration(), "nothing else would be done"),
+        default="10m",
+        help="How often unused images are looked for.",
+    ),
+    click.option(
         "--pull-idle",
         type=AtLeastOne(Duration(), "every download has stalled before it began"),
         default="60s",
@@ -114,6 +120,7 @@ def image_settings(options: dict[str, Any]) -> ImageSettings:
         insecure_registries=insecure,
         keep_unused_s=options["image_keep"],
         cache_bytes=options["image_cache"],
+        prune_interval_s=options["image_prune_interval"],
     )
 
 

@@ -40,6 +40,15 @@ class Housekeeping:
         """What all layers take. Raises OSError."""
         return sum((await trio.to_thread.run_sync(self._sizes)).values())
 
+    async def unfinished_bytes(self) -> int:
+        """See `ImageStore.unfinished_bytes`."""
+
+        def add_up() -> int:
+            shelf = self._shelf()
+            return sum(shelf.layers[key] for key in shelf.loose - shelf.needed)
+
+        return await trio.to_thread.run_sync(add_up)
+
     async def prune(self, unused_s: float, cache_bytes: int, dry_run: bool) -> Pruned:
         """See `ImageStore.prune`."""
         if not self._layers.directory.is_dir():

@@ -58,6 +58,11 @@ class Shelf(msgspec.Struct, frozen=True):
     needed: frozenset[str] = frozenset()
 
     @property
+    def loose(self) -> set[str]:
+        """The keys of layers that belong to no image: pulls brought them that have failed, or are not done."""
+        return self.layers.keys() - {key for keys in self.images.values() for key in keys}
+
+    @property
     def size_bytes(self) -> int:
         return sum(self.layers.values())
 
@@ -79,7 +84,7 @@ def choose(shelf: Shelf, now: int, unused_s: float, cache_bytes: int) -> Plan:
     """
     by_age = unused_s > 0 or not cache_bytes
     parts = {digest: {*keys} & shelf.layers.keys() for digest, keys in shelf.images.items()}
-    loose = shelf.layers.keys() - {key for keys in shelf.images.values() for key in keys}
+    loose = shelf.loose
     parts.update((key, {key}) for key in loose)
     users = {key: {_LEASE} if key in shelf.needed else set() for key in shelf.layers}
     for name, keys in parts.items():

@@ -115,6 +115,12 @@ class ImageStore:
             self._catalog, self._layers, self._leases, self._gate, Limits.of(settings), self._platform
         )
         self._flights: Flights[Found] = Flights()
+        self._pulled = trio.Event()
+
+    @property
+    def pulled(self) -> trio.Event:
+        """Is set when the next pull has ended, well or not; ask for it anew for the one after that."""
+        return self._pulled
 
     async def ensure(
         self,
@@ -144,13 +150,18 @@ class ImageStore:
         for _ in range(_TRIES):
             if not ask and (image := await self._take(reference, holder)) is not None:
                 return image
+            cached = False
             try:
                 pull = partial(self._pulling.find_or_pull, where, partial(self._open, reference))
                 async with self._flights.join(where, pull, progress) as found:
+                    cached = found.cached
                     if (image := await self._take(reference, holder, found)) is not None:
                         return image
             except ImageSpoilt as error:
                 spoilt = error
+            finally:
+                if not cached:
+                    self._announce()
         if spoilt is not None:
             raise spoilt
         raise ImagePullFailed(f"{where} was removed again whenever it was here")
@@ -178,6 +189,11 @@ class ImageStore:
         """What all layers take, each counted once. Raises OSError."""
         return await self._housekeeping.size_bytes()
 
+    async def unfinished_bytes(self) -> int:
+        """What layers take that belong to no image and that no pull is bringing: such as failed have left them. Raises
+        OSError."""
+        return await self._housekeeping.unfinished_bytes()
+
     async def prune(self, unused_s: float = 0.0, *, cache_bytes: int = 0, dry_run: bool = False) -> Pruned:
         """Removes images that nothing uses, and has not for `unused_s`. With `cache_bytes` also the least recently used
         ones until all layers together take no more. With neither: every unused image. With `dry_run` only says which.
@@ -202,6 +218,10 @@ class ImageStore:
     async def remove_tree(self, path: Path) -> None:
         """Removes files that pods or images have left, whose owners this process may not be. Raises OSError."""
         await remove_tree(path, self._owners)
+
+    def _announce(self) -> None:
+        self._pulled.set()
+        self._pulled = trio.Event()
 
     async def _open(self, reference: Reference) -> Source:
         return await open_source(reference, self._platform, self._allow_dirs, self._registries)

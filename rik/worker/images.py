@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +11,9 @@ import msgspec
 import trio
 from msgspec.structs import replace
 
-from rik.errors import RikError, Unavailable
+from rik.errors import Unavailable
 from rik.images.errors import ImageError, ImageInvalid
-from rik.images.pruning import Pruned, StoredImage
+from rik.images.pruning import StoredImage
 from rik.images.reference import HostReference, parse_reference
 from rik.images.store import Image, ImageStore
 from rik.link.base import LinkClosed, Stream
@@ -26,8 +25,7 @@ from rik.model.sizes import format_bytes
 from rik.model.spans import format_span
 from rik.settings import ImageSettings
 from rik.worker.frames import cancel_when_closed, send_whole
-
-log = logging.getLogger(__name__)
+from rik.worker.pruning import Pruner, log_pruned
 
 # The answers of a node that keeps none.
 NO_IMAGES: dict[str, Any] = {"images": [], "size_bytes": 0, "cache_bytes": 0, "keep_unused_s": 0.0}
@@ -46,6 +44,7 @@ class NodeImages:
     def __init__(self, store: ImageStore, settings: ImageSettings) -> None:
         self._store = store
         self._settings = settings
+        self._pruner = Pruner(store, settings)
 
     async def answer(self, request: ListImages | PullImage | PruneImages, stream: Stream, name_of: NameOf) -> None:
         """All but the end of the stream. Raises ImageError, Unavailable and LinkClosed."""
@@ -61,24 +60,8 @@ class NodeImages:
             raise Unavailable(f"the images in {self._store.directory} cannot be had: {error}") from error
 
     async def keep_pruned(self) -> None:
-        """Prunes by age and size until cancelled; what goes wrong is logged, and tried again the next time."""
-        while True:
-            await trio.sleep(self._settings.prune_interval_s)
-            try:
-                await self.prune()
-            except (OSError, RikError) as error:
-                log.error("images cannot be pruned: %s", error)
-            except Exception:
-                log.exception("pruning images met a fault in RIK, and is tried again later")
-
-    async def prune(self) -> None:
-        """One round: first what nothing has used for long, then what is beyond the size. Raises OSError, RikError."""
-        unused_s, cache_bytes = self._settings.keep_unused_s, self._settings.cache_bytes
-        if unused_s > 0:
-            _log_pruned(await self._store.prune(unused_s), f"that nothing had used for {format_span(unused_s)}")
-        if cache_bytes > 0:
-            pruned = await self._store.prune(cache_bytes=cache_bytes)
-            _log_pruned(pruned, f"to keep all within {format_bytes(cache_bytes)}")
+        """Prunes by age and size until cancelled (see `Pruner.run`)."""
+        await self._pruner.run()
 
     async def _list(self, name_of: NameOf) -> dict[str, Any]:
         found = await self._store.list_images()
@@ -93,7 +76,7 @@ class NodeImages:
         pruned = await self._store.prune(request.unused_s, dry_run=request.dry_run)
         if not request.dry_run:
             since = f" had used for {format_span(request.unused_s)}" if request.unused_s else " uses"
-            _log_pruned(pruned, f"that nothing{since}, as was asked for")
+            log_pruned(pruned, f"that nothing{since}, as was asked for")
         return {
             "removed": [_render_stored(image, name_of) for image in pruned.removed],
             "freed_bytes": pruned.freed_bytes,
@@ -102,20 +85,30 @@ class NodeImages:
         }
 
     async def check(self) -> Check:
-        """How many, how large, how large they may be all together, and what room the disk has."""
+        """How many, how large, how large they may be all together, what room the disk has, and what was pruned last."""
         name = "images"
         limit = self._settings.cache_bytes
         try:
             count, size = len(await self._store.list_images()), await self._store.size_bytes()
+            unfinished = await self._store.unfinished_bytes()
+            over = 0 < limit < size
+            going = (await self._store.prune(cache_bytes=limit, dry_run=True)).freed_bytes if over else 0
             free = await trio.to_thread.run_sync(_free_bytes, self._store.directory)
         except OSError as error:
             return Check(name, False, str(error), f"look at {self._store.directory}: pods may not start without it")
-        bound = f" of {format_bytes(limit)}" if limit else ""
-        detail = f"{count} image{'' if count == 1 else 's'}, {format_bytes(size)}{bound}; {format_bytes(free)} free"
-        if not limit or size <= limit:
-            return Check(name, True, detail)
-        advice = "what is used stays: delete instances, then `rik image prune`, or give more by --image-cache"
-        return Check(name, False, detail, advice)
+        detail = f"{count} image{'' if count == 1 else 's'}, {format_bytes(size)}"
+        if limit:
+            detail += f" of {format_bytes(limit)}"
+        if unfinished:
+            detail += f", {format_bytes(unfinished)} of unfinished pulls"
+        if going:
+            detail += f"; {format_bytes(going)} of it is unused and goes at the next prune"
+        detail = "; ".join(filter(None, (detail, f"{format_bytes(free)} free", self._pruner.told())))
+        if self._pruner.failing:
+            return Check(name, False, detail, "mend what it says; it is tried again by itself, or by `rik image prune`")
+        if over and size - going > limit:
+            return Check(name, False, detail, "what is used stays: delete instances, or give more by --image-cache")
+        return Check(name, True, detail)
 
     # --- pulling ------------------------------------------------------------------------------------------------------
 
@@ -204,17 +197,3 @@ def _render_stored(image: StoredImage, name_of: NameOf) -> dict[str, Any]:
         "dropped": dict(image.dropped),
         "labels": dict(image.labels),
     }
-
-
-def _log_pruned(pruned: Pruned, why: str) -> None:
-    if pruned.removed:
-        count = len(pruned.removed)
-        log.info(
-            "pruned %d image%s %s: %s freed, %d kept (%s)",
-            count,
-            "" if count == 1 else "s",
-            why,
-            format_bytes(pruned.freed_bytes),
-            pruned.kept,
-            format_bytes(pruned.size_bytes),
-        )

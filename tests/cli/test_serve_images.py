@@ -34,6 +34,7 @@ def test_flags() -> None:
         "--image-ratio-after": "0",
         "--image-keep": "2w",
         "--image-cache": "0",
+        "--image-prune-interval": "1h",
         "--pull-idle": "1m",
         "--pull-parallel": "8",
     }
@@ -46,6 +47,7 @@ def test_flags() -> None:
         ratio_free_bytes=0,
         keep_unused_s=14 * 86_400.0,
         cache_bytes=0,
+        prune_interval_s=3600.0,
         idle_s=60.0,
         downloads_at_once=8,
     )
@@ -123,6 +125,7 @@ def test_file(tmp_path: Path) -> None:
         (["--image-max-files", "0"], "no image may be unpacked"),
         (["--image-max-files", "1.5"], "is no number"),
         (["--image-max-ratio", "0"], "no layer may be unpacked"),
+        (["--image-prune-interval", "0"], "nothing else would be done"),
         (["--image-keep", "-1d"], "is no duration"),
         (["--pull-idle", "0"], "has stalled before it began"),
         (["--pull-parallel", "0"], "nothing may be downloaded"),

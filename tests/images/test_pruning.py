@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from rik.images.errors import ImageInvalid
 from rik.images.pruning import Plan, Shelf, choose
 from rik.images.reference import parse_reference
 from rik.images.store import Image, ImageStore
@@ -197,9 +198,26 @@ async def test_a_tag_that_moved(store: ImageStore, remote: Remote, tmp_path: Pat
     assert [gone.digest for gone in (await store.prune()).removed] == [old.digest]
 
 
+async def test_unfinished_pulls(store: ImageStore, tmp_path: Path) -> None:
+    """Layers that a failed pull has left are counted apart, and every pull that ends is announced, well or not; an
+    image that is here is none."""
+    good, bad = tar(file("a", bytes(700))), tar(file("../b"))
+    before = store.pulled
+    with pytest.raises(ImageInvalid):
+        await take(store, layout(tmp_path / "bad", good, bad))
+    assert before.is_set() and not store.pulled.is_set()
+    assert await store.unfinished_bytes() == await store.size_bytes() == 700
+    before = store.pulled
+    await take(store, layout(tmp_path / "good", good))
+    assert before.is_set() and await store.unfinished_bytes() == 0
+    before = store.pulled
+    await take(store, tmp_path / "good")
+    assert not before.is_set()
+
+
 async def test_an_empty_store(store: ImageStore) -> None:
     """There is nothing to list or prune, and nothing made, before the first image."""
-    assert await store.list_images() == [] and await store.size_bytes() == 0
+    assert await store.list_images() == [] and await store.size_bytes() == await store.unfinished_bytes() == 0
     pruned = await store.prune()
     assert (pruned.removed, pruned.freed_bytes, pruned.kept, pruned.size_bytes) == ((), 0, 0, 0)
     assert not store.directory.exists()

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 import trio
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from rik.images.errors import ImageError, ImageInvalid, ImageNotFound, ImagePullFailed, ImageUnauthorized
 from rik.images.manifest import ImageConfig
@@ -23,6 +23,7 @@ from rik.images.store import Image, ImageStore
 from rik.link.base import StreamFailed
 from rik.messages import ListImages, PruneImages, PullImage
 from rik.model.instance import Progress, Status
+from rik.model.node import Check
 from rik.settings import ImageSettings
 from rik.worker.images import NodeImages
 from tests.worker.harness import Site, received
@@ -47,6 +48,20 @@ class PretendedStore(ImageStore):
         self.asked: list[tuple[str, str, bool]] = []
         self.prunes: list[tuple[float, int, bool, float]] = []
         self.given_up = 0
+        self.unused = 3 * MIB
+        self.unfinished = 0
+        self.prune_s = 0.0
+        self.news = trio.Event()
+
+    @property
+    def pulled(self) -> trio.Event:
+        return self.news
+
+    def end_a_pull(self, size: int) -> None:
+        """So that the store is that large."""
+        self.size = size
+        self.news.set()
+        self.news = trio.Event()
 
     async def ensure(
         self, reference: Reference, progress: Any = None, *, holder: str = "", refresh: bool = False
@@ -71,12 +86,18 @@ class PretendedStore(ImageStore):
     async def size_bytes(self) -> int:
         return self.size
 
+    async def unfinished_bytes(self) -> int:
+        return self.unfinished
+
     async def prune(self, unused_s: float = 0.0, *, cache_bytes: int = 0, dry_run: bool = False) -> Pruned:
-        await trio.lowlevel.checkpoint()
         self.prunes.append((unused_s, cache_bytes, dry_run, trio.current_time()))
+        await trio.sleep(self.prune_s)
         if self.prune_failures:
             raise self.prune_failures.pop(0)
-        return Pruned((STORED,), 3 * MIB, 4, 8 * MIB)
+        return Pruned((STORED,), self.unused, 4, 8 * MIB)
+
+
+UNBOUNDED = ImageSettings(keep_unused_s=0, cache_bytes=0)
 
 
 @asynccontextmanager
@@ -240,7 +261,7 @@ async def test_what_cannot_be_pulled(autojump_clock: MockClock, reference: str) 
 async def test_pruning_on_request(autojump_clock: MockClock, caplog: pytest.LogCaptureFixture) -> None:
     """What went is answered and logged with its figures; a dry run is answered alone."""
     caplog.set_level(logging.INFO)
-    async with a_site() as (site, store):
+    async with a_site(UNBOUNDED) as (site, store):
         for dry_run in (True, False):
             pruned = await answer(site, PruneImages(3600, dry_run=dry_run))
             assert [image["digest"] for image in pruned["removed"]] == [DIGEST]
@@ -252,7 +273,7 @@ async def test_pruning_on_request(autojump_clock: MockClock, caplog: pytest.LogC
 
 async def test_pruning_that_fails_is_told(autojump_clock: MockClock) -> None:
     """What keeps images from being removed is the answer, not a fault of RIK's."""
-    async with a_site() as (site, store):
+    async with a_site(UNBOUNDED) as (site, store):
         store.prune_failures = [OSError(30, "Read-only file system")]
         with pytest.raises(StreamFailed) as failed:
             await answer(site, PruneImages())
@@ -261,18 +282,40 @@ async def test_pruning_that_fails_is_told(autojump_clock: MockClock) -> None:
 
 
 async def test_pruning_by_itself(autojump_clock: MockClock, caplog: pytest.LogCaptureFixture) -> None:
-    """Every interval, by age and by size; what went is logged with its figures."""
+    """At the start and every interval, by age and by size; what went is logged with its figures."""
     caplog.set_level(logging.INFO)
     settings = ImageSettings(keep_unused_s=14 * 86_400, cache_bytes=5 * MIB, prune_interval_s=600)
     async with a_site(settings) as (_, store):
         await trio.sleep(1201)
-        assert [round(at, -1) for *_, at in store.prunes] == [600, 600, 1200, 1200]
+        assert [round(at, -1) for *_, at in store.prunes] == [0, 0, 600, 600, 1200, 1200]
         assert {prune[:3] for prune in store.prunes} == {(14 * 86_400, 0, False), (0, 5 * MIB, False)}
     messages = [record.message for record in caplog.records if "pruned" in record.message]
     assert messages[:2] == [
         "pruned 1 image that nothing had used for 14 d: 3.1 MB freed, 4 kept (8.4 MB)",
         "pruned 1 image to keep all within 5.2 MB: 3.1 MB freed, 4 kept (8.4 MB)",
     ]
+
+
+async def test_pruning_after_pulls(autojump_clock: MockClock) -> None:
+    """A pull that makes the store too large has it pruned by size at once; several that end during a prune have it
+    pruned once more, after it."""
+    async with a_site(ImageSettings(cache_bytes=5 * MIB, prune_interval_s=600)) as (_, store):
+        await trio.sleep(1)
+        store.prunes.clear()
+        store.end_a_pull(5 * MIB)
+        await trio.sleep(1)
+        assert store.prunes == []
+        store.prune_s = 10.0
+        for _ in range(3):
+            store.end_a_pull(6 * MIB)
+            await trio.sleep(2)
+        await trio.sleep(60)
+        first, second = store.prunes
+        assert first[:3] == second[:3] == (0.0, 5 * MIB, False)
+        assert second[3] - first[3] == 10.0
+        store.prune_s = 0.0
+        await trio.sleep(600)
+        assert [prune[1] for prune in store.prunes[2:]] == [0, 5 * MIB], "the interval is kept"
 
 
 @pytest.mark.parametrize(
@@ -298,9 +341,10 @@ async def test_pruning_never_fails_the_worker(
 ) -> None:
     """What goes wrong is logged; the worker works on, and prunes again the next time."""
     async with a_site(ImageSettings(cache_bytes=0)) as (site, store):
+        await trio.sleep(601)
         store.prune_failures = [failure]
-        await trio.sleep(1201)
-        assert len(store.prunes) == 2
+        await trio.sleep(600)
+        assert len(store.prunes) == 3
         await site.scheduler.run(site.assignment("a"))
         await site.scheduler.until("a", Status.RUNNING)
     assert any(record.levelno >= logging.ERROR and "prun" in record.message for record in caplog.records)
@@ -330,7 +374,8 @@ async def test_a_node_that_keeps_no_images(autojump_clock: MockClock) -> None:
     [
         (0, True, "1 image, 8.4 MB; "),
         (10 * MIB, True, "1 image, 8.4 MB of 10 "),
-        (MIB, False, "1 image, 8.4 MB of 1"),
+        (6 * MIB, True, "1 image, 8.4 MB of 6.3 MB; 3.1 MB of it is unused and goes at the next prune; "),
+        (MIB, False, "1 image, 8.4 MB of 1.0 MB; 3.1 MB of it is unused and goes at the next prune; "),
     ],
 )
 async def test_the_doctors_look_at_images(tmp_path: Path, cache_bytes: int, ok: bool, begins: str) -> None:
@@ -340,3 +385,37 @@ async def test_the_doctors_look_at_images(tmp_path: Path, cache_bytes: int, ok: 
     check = await NodeImages(store, ImageSettings(cache_bytes=cache_bytes)).check()
     assert (check.name, check.ok, bool(check.next)) == ("images", ok, not ok)
     assert check.detail.startswith(begins) and check.detail.endswith(" free")
+
+
+async def test_the_doctor_tells_of_unfinished_pulls(tmp_path: Path) -> None:
+    """Layers that pulls have left are counted, and what is all used is told with what to do."""
+    store = PretendedStore()
+    store.directory, store.unfinished, store.unused = tmp_path, 23_000_000, 0
+    check = await NodeImages(store, ImageSettings(cache_bytes=MIB)).check()
+    assert check.detail.startswith("1 image, 8.4 MB of 1.0 MB, 23 MB of unfinished pulls; ")
+    assert not check.ok and check.next.startswith("what is used stays: delete instances")
+
+
+async def test_the_doctor_tells_of_the_last_prune(mock_clock: MockClock, tmp_path: Path) -> None:
+    """What went by itself the last time that something went, and when; a failure until the next success."""
+    store = PretendedStore()
+    store.directory = tmp_path
+    images = NodeImages(store, ImageSettings(keep_unused_s=60, cache_bytes=0, prune_interval_s=7200))
+
+    async def after(hours: float) -> Check:
+        await wait_all_tasks_blocked()
+        mock_clock.jump(hours * 3600)
+        await wait_all_tasks_blocked()
+        return await images.check()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(images.keep_pruned)
+        assert (await after(0)).detail.endswith(" free; last pruned 1 image, 3.1 MB freed, just now")
+        assert (await after(1)).detail.endswith(" free; last pruned 1 image, 3.1 MB freed, 1 h ago")
+        store.prune_failures = [OSError(28, "No space left on device")]
+        await after(1)
+        failed = await after(1)
+        assert failed.detail.endswith(" free; pruning failed 1 h ago: [Errno 28] No space left on device")
+        assert not failed.ok and failed.next
+        assert (await after(1)).ok
+        nursery.cancel_scope.cancel()

@@ -165,6 +165,17 @@ async def test_what_is_unused_goes_by_itself(registry: HostileRegistry, data_dir
                 await trio.sleep(0.05)
 
 
+async def test_a_pull_beyond_the_size_has_the_oldest_go(registry: HostileRegistry, data_dir: Path) -> None:
+    """Nobody waits for the next interval: what is unused goes once a pull has made it too much."""
+    images = [registry.publish(tar(file(name, bytes(5000)))) for name in "ab"]
+    async with a_site(data_dir, prune_interval_s=3600.0, cache_bytes=7000) as site:
+        for image in images:
+            await received(await site.scheduler.stream(PullImage(image.reference)))
+        while len(listed := (await answer(site, ListImages()))["images"]) != 1:
+            await trio.sleep(0.02)
+        assert listed[0]["digest"] == images[1].digest
+
+
 async def test_hanging_up_ends_the_download(registry: HostileRegistry, data_dir: Path) -> None:
     """Whoever pulls by hand and leaves takes the connection with it, and leaves nothing half-made."""
     image = registry.publish(LOWER)
