@@ -14,6 +14,7 @@ import msgspec
 import trio
 
 import rik
+from rik.api.advice import image_warnings
 from rik.api.filters import Filter
 from rik.api.session import Session
 from rik.api.view import View, order
@@ -301,7 +302,8 @@ class NotRunning(StreamFailed):
 
 
 def _validate(data: bytes, media_type: str) -> document.Validated:
-    return document.validate(document.decode(data, media_type))
+    validated = document.validate(document.decode(data, media_type))
+    return msgspec.structs.replace(validated, warnings=(*validated.warnings, *image_warnings(validated.document)))
 
 
 def _encode_token(key: tuple[int, str]) -> str:

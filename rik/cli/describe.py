@@ -19,7 +19,7 @@ from rik.cli.command import (
     plural,
 )
 from rik.cli.get import INSTANCE_COLUMNS, find
-from rik.cli.imagestory import image_lines, next_for_image
+from rik.cli.imagestory import image_lines, next_for_image, wrong_references
 from rik.cli.output import Column, aligned, clean, paint, paint_status, say, write_document
 from rik.cli.spelling import spelled
 from rik.cli.story import ending, is_final, port_line, progress_in_full, tail_lines
@@ -191,7 +191,7 @@ def _next_steps(record: dict[str, Any], post_mortem: bool) -> list[str]:
     if status in ("Pending", "Failed") and not any(c.get("started_at") for c in record.get("containers") or ()):
         steps = [spelled(f"explain {name}")] if not post_mortem else steps
         steps = next_for_image(record) or steps
-        if record.get("node"):
+        if record.get("node") and not wrong_references(record):
             steps.append(spelled(f"doctor --node {record['node']}"))
     elif status == "Running":
         steps.append(spelled(f"exec -it {name} -- sh"))

@@ -13,6 +13,7 @@ from rik.cli.spelling import spelled
 from rik.cli.story import is_final
 
 IMAGE_REASONS = ("ImageNotFound", "ImageUnauthorized", "ImagePullFailed", "ImageInvalid")
+HOST = "host"
 LABEL_WIDTH = 8
 LABELS_SHOWN = 4
 LABEL_CHARS = 60
@@ -42,15 +43,38 @@ def image_lines(record: Record) -> list[str]:
 
 
 def next_for_image(record: Record) -> list[str]:
-    """What to type after a failure for an image's sake: the same pull again, seen from close by."""
+    """What to type after a failure for an image's sake: the same pull again, seen from close by. What is no reference
+    can be mended in the document alone."""
     if record.get("reason") not in IMAGE_REASONS:
         return []
-    containers = (record.get("spec") or {}).get("containers") or ()
-    images = {str(container.get("image")) for container in containers}
+    wrong = wrong_references(record)
+    if wrong:
+        names = ", ".join(f"`{clean(_cut(image))}`" for image in wrong)
+        return [f"write another image for {names}, then {spelled('create workload -f FILE')}"]
+    images = _images(record)
     where = f" --node {record['node']}" if record.get("node") else ""
-    if len(images) != 1:  # which of them it was, the message says
+    if len(images) != 1 or HOST in images:  # which of them it was, the message says
         return [spelled(f"image list{where}")]
-    return [spelled(f"image pull {images.pop()}{where}")]
+    return [spelled(f"image pull {images[0]}{where}")]
+
+
+def wrong_references(record: Record) -> list[str]:
+    """The images that no node could pull, of an instance that failed for being given one."""
+    from rik.images.errors import ImageInvalid
+    from rik.images.reference import parse_reference
+
+    wrong = []
+    for image in _images(record) if record.get("reason") == "ImageInvalid" else ():
+        try:
+            parse_reference(image)
+        except ImageInvalid:
+            wrong.append(image)
+    return wrong
+
+
+def _images(record: Record) -> list[str]:
+    containers = (record.get("spec") or {}).get("containers") or ()
+    return list(dict.fromkeys(str(container.get("image")) for container in containers))
 
 
 def _how_it_came(image: Record) -> tuple[str, str]:

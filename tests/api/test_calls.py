@@ -32,6 +32,18 @@ async def test_a_dry_run_creates_nothing(running: Running) -> None:
     assert running.scheduler.requests == []
 
 
+@pytest.mark.parametrize("dry_run", ["true", "false"])
+async def test_images_that_are_no_references(running: Running, dry_run: str) -> None:
+    """A document is taken whatever its images are called; what no node could pull is warned of, each by its pointer."""
+    images = ["alpine:3.20", "Alpine", "host", "http://registry.example/app"]
+    containers = [{"name": f"c{n}", "image": image, "command": ["a"]} for n, image in enumerate(images)]
+    odd = {**DOCUMENT, "spec": {"containers": containers}}
+    made = await running.client.do("workloads.create", odd, dryRun=dry_run)
+    first, second = made["warnings"]
+    assert first.startswith("/spec/containers/1/image: `Alpine` is no image reference: ") and "`alpine`?" in first
+    assert second.startswith("/spec/containers/3/image: ") and "leave out `http://`" in second
+
+
 async def test_a_dry_run_of_a_taken_name_is_a_conflict(running: Running) -> None:
     """`?dryRun=true` answers 409 where creating would."""
     await running.client.do("workloads.create", DOCUMENT)

@@ -243,6 +243,15 @@ def test_failure_of_an_image() -> None:
     assert "next: rik image list --node laptop" in described(failed)
 
 
+def test_failure_of_what_is_no_reference() -> None:
+    """Nobody is sent to pull what cannot be pulled: the image must be written anew."""
+    spec = {"containers": [{"name": "web", "image": "Nginx:1.27"}, {"name": "log", "image": "alpine"}]}
+    failed = {**FAILED, "reason": "ImageInvalid", "containers": [], "spec": spec}
+    text = described(failed)
+    assert "next: write another image for `Nginx:1.27`, then rik create workload -f FILE" in text
+    assert "image pull" not in text and "doctor" not in text
+
+
 def test_description_of_a_pull() -> None:
     """While an image is pulled the description says how far it is."""
     progress = {"done": 108_000_000, "total": 250_000_000, "unit": "bytes", "layers": {"done": 2, "total": 6}}
