@@ -20,7 +20,7 @@ from rik.images.store import ImageStore
 from rik.linux.idmap import IdMap, Unavailable
 from tests.conftest import Require
 from tests.images.build import file, tar
-from tests.images.registry.cases import CASES, QUICK_S, Case
+from tests.images.registry.casebook import CASES, QUICK_S, Case
 from tests.images.registry.certificate import self_signed
 from tests.images.registry.conftest import SETTLE_S, half_made, store_in
 from tests.images.registry.hostile import TokenServer, redirect, serving_registry, well
