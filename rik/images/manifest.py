@@ -25,9 +25,10 @@ MAX_LAYERS = 500
 MAX_INDEX_DEPTH = 5
 # Exposed ports are a hint that is repeated in the record of every instance: more of them help nobody.
 MAX_EXPOSED_PORTS = 100
-# So are labels; some builders put whole documents into them.
+# So are labels, in every revision of it; some builders put whole documents into them.
 MAX_LABELS = 100
 MAX_LABEL_CHARS = 1000
+MAX_LABELS_CHARS = 8000  # of all names and values together
 _EXPOSED_PORT = re.compile(r"[0-9]{1,5}(-[0-9]{1,5})?(/[a-z]{1,10})?")
 # A layer of a terabyte is a lie whatever the limits are.
 MAX_BLOB_BYTES = 1 << 40
@@ -269,9 +270,19 @@ def _command(value: list[str] | str | None) -> tuple[str, ...]:
 
 
 def _bounded_labels(labels: Mapping[str, str]) -> dict[str, str]:
-    """The first of them, long values cut short; a longer name than that is none."""
-    named = [(name, value) for name, value in labels.items() if 0 < len(name) <= MAX_LABEL_CHARS]
-    return {printable(name): _cut(printable(value)) for name, value in named[:MAX_LABELS]}
+    """The first of them that have room, long values cut short; a longer name than that is none."""
+    kept: dict[str, str] = {}
+    left = MAX_LABELS_CHARS
+    for raw_name, raw_value in labels.items():
+        name, value = printable(raw_name[: MAX_LABEL_CHARS + 1]), _cut(printable(raw_value[: MAX_LABEL_CHARS + 1]))
+        size = len(name) + len(value)
+        if not 0 < len(name) <= MAX_LABEL_CHARS or size > left:
+            continue
+        kept[name] = value
+        left -= size
+        if len(kept) == MAX_LABELS:
+            break
+    return kept
 
 
 def _cut(text: str) -> str:

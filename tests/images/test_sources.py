@@ -15,7 +15,7 @@ import pytest
 import trio
 
 from rik.images.errors import ImageError, ImageUnauthorized
-from rik.images.manifest import Platform, read_config, this_platform
+from rik.images.manifest import MAX_LABELS_CHARS, Platform, read_config, this_platform
 from rik.images.opening import open_source
 from rik.images.reference import parse_reference
 from rik.images.registry.registries import Registries
@@ -469,6 +469,16 @@ def test_labels_are_bounded() -> None:
     assert len(config.labels) == 100 and list(config.labels)[:3] == ["long", "odd\\x1b", "l0"]
     assert config.labels["long"] == "x" * 999 + "…"
     assert config.labels["odd\\x1b"] == "a\\x1b[31m\\nb"
+
+
+def test_labels_have_a_bound_together() -> None:
+    """However many and however odd labels are, what is kept of them is small: it is repeated in every instance."""
+    labels = {"kept": "v", **{"\U000e0001" * 150 + str(number): "\U000e0001" * 1000 for number in range(100)}}
+    labels |= {"late": "v"}
+    data = {"rootfs": {"diff_ids": []}, "config": {"Labels": labels}}
+    config, _ = read_config(json.dumps(data).encode(), AMD64, 0, "it")
+    assert config.labels["kept"] == config.labels["late"] == "v"
+    assert sum(len(name) + len(value) for name, value in config.labels.items()) <= MAX_LABELS_CHARS
 
 
 def test_media_types_of_an_index_entry(tmp_path: Path) -> None:
