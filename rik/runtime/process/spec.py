@@ -56,6 +56,7 @@ def pod_spec(
 
 _OWN_OF_PODS = ("/tmp/", "/var/tmp/", "/run/", "/var/run/", "/home/", "/root/", "/dev/", "/proc/", "/sys/")
 NOT_ASKED = "no limit was asked for"
+_MOST_SIGNAL_CHARS = 100
 
 
 def enforced(pod: Pod, unlimited: dict[str, str], idmap: IdMap | None) -> dict[str, bool | str]:
@@ -125,15 +126,15 @@ def argv(container: ContainerSpec, config: ImageConfig) -> list[str]:
 
 def stop_signal(name: str) -> int:
     """The number of a signal written as `SIGQUIT`, `QUIT` or `3`; SIGTERM when it is none."""
-    text = name.strip().upper()
-    if text.isdigit() and 0 < int(text) <= 64:
+    text = name.strip().upper()[:_MOST_SIGNAL_CHARS]  # `int` refuses thousands of digits
+    if text.isdecimal() and 0 < int(text) <= 64:
         return int(text)
     try:
         return int(signal.Signals[text if text.startswith("SIG") else f"SIG{text}"])
     except KeyError:
         pass
     base, _, offset = text.removeprefix("SIG").partition("+")
-    if base == "RTMIN" and offset.isdigit():
+    if base == "RTMIN" and offset.isdecimal():
         return min(64, int(signal.SIGRTMIN) + int(offset))
     return int(signal.SIGTERM)
 

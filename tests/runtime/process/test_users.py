@@ -29,6 +29,7 @@ def files(tmp_path: Path) -> tuple[str, str]:
         ("33", (33, 34, [50], "/srv")),
         ("web:root", (33, 0, [], "/srv")),
         ("1234:5678", (1234, 5678, [], "/")),
+        (":5678", (0, 5678, [], "/root")),
     ],
 )
 def test_who_is_meant(files: tuple[str, str], wanted: str, found: tuple[object, ...]) -> None:
@@ -37,7 +38,21 @@ def test_who_is_meant(files: tuple[str, str], wanted: str, found: tuple[object, 
     assert (user.uid, user.gid, user.groups, user.home) == found
 
 
-@pytest.mark.parametrize("wanted", ["nobody-here", "bad", "web:nogroup", "4294967295", "-1", "x" * 100_000])
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        "nobody-here",
+        "bad",
+        "web:nogroup",
+        "4294967295",
+        "-1",
+        "²",
+        "9" * 5000,
+        "web:²",
+        "web:" + "9" * 5000,
+        "x" * 100_000,
+    ],
+)
 def test_who_is_not_there(files: tuple[str, str], wanted: str) -> None:
     """An unknown name is refused in a short sentence."""
     with pytest.raises(LookupError) as caught:

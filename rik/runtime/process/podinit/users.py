@@ -7,6 +7,7 @@ import stat
 
 DEFAULT_HOME = "/"
 _LARGEST_ID = 2**32 - 2
+_MOST_DIGITS = 100  # `int` refuses thousands
 _MOST_BYTES = 4 << 20
 _SHOWN = 200  # characters of a name, in what is said about it
 
@@ -24,14 +25,15 @@ class User:
 
 
 def resolve(wanted: str, passwd_path: str = "/etc/passwd", group_path: str = "/etc/group") -> User:
-    """The user that ``wanted`` means: "", ``name``, ``uid``, ``name:group`` or ``uid:gid``; "" is root.
+    """The user that ``wanted`` means: "", ``name``, ``uid``, ``name:group`` or ``uid:gid``; no name is root.
 
     Raises LookupError with a sentence when a name is not there.
     """
     name, _, group = (wanted or "0").partition(":")
+    name = name or "0"
     entries = _read(passwd_path, 7)
     entry = next((e for e in entries if e[0] == name), None)
-    if entry is None and name.isdigit():
+    if entry is None and _is_id(name):
         entry = next((e for e in entries if e[2] == str(int(name))), None)
     if entry is None and not _is_id(name):
         raise LookupError(f"user `{name[:_SHOWN]}` is not in its {passwd_path}")
@@ -50,7 +52,7 @@ def resolve(wanted: str, passwd_path: str = "/etc/passwd", group_path: str = "/e
 
 
 def _is_id(text: str) -> bool:
-    return text.isascii() and text.isdigit() and int(text) <= _LARGEST_ID
+    return text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS and int(text) <= _LARGEST_ID
 
 
 def _read(path: str, fields: int) -> list[list[str]]:
