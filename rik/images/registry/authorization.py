@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote_plus, urlencode, urlsplit, urlunsplit
 
 import msgspec
 import trio
@@ -33,6 +34,9 @@ MAX_TOKEN_S = 86_400.0
 USED_FRACTION = 0.9
 MAX_TOKENS = 1_000
 MAX_TOKEN_CHARS = 64 << 10
+_CONCEALED = "(concealed)"
+_SHORTEST_CONCEALED = 4
+_RECOGNIZED_CHARS = 12
 _PRINTABLE = re.compile(r"[\x21-\x7e]+")
 
 
@@ -75,10 +79,31 @@ class Authorization:
         self._tokens = tokens
         self._insecure = insecure
         self._renewing = trio.Lock()
+        self._secrets = _secrets_of(found.credential)
+
+    @contextmanager
+    def concealing(self) -> Iterator[None]:
+        """Failures within repeat what servers say, and servers may repeat what they were shown: it is struck out."""
+        try:
+            yield
+        except (TransientFailure, Refusal) as failure:
+            failure.cause = concealed(failure.cause, self._secrets)
+            failure.args = (failure.cause,)
+            raise
 
     @property
     def current(self) -> str | None:
         """The value of the Authorization header to begin with."""
+        value = self._current()
+        self._keep_secret(value or "")
+        return value
+
+    def _keep_secret(self, value: str) -> None:
+        secret = value.partition(" ")[2]
+        if len(secret) >= _SHORTEST_CONCEALED:
+            self._secrets.add(secret)
+
+    def _current(self) -> str | None:
         credential = self._found.credential
         if credential is not None and credential.registry_token:
             return f"Bearer {_checked(credential.registry_token, credential.origin)}"
@@ -104,6 +129,7 @@ class Authorization:
             else:
                 return None
             self._tokens.keep(self.base, self._repository, credential, value, seconds)
+            self._keep_secret(value)
             return value
 
     def explain(self) -> tuple[str, str]:
@@ -178,6 +204,33 @@ class Authorization:
             if not (self._endpoint.plain and (here or same)):
                 raise Refusal(f"{name} names the token server http://{host[:200]}: credentials go over https only")
         return urlunsplit((parts.scheme, host, parts.path, parts.query, ""))
+
+
+def concealed(text: str, secrets: Collection[str]) -> str:
+    """Without any of `secrets`, and without the beginning of one that was cut short by who quoted it."""
+    for secret in sorted(secrets, key=len, reverse=True):
+        text = text.replace(secret, _CONCEALED)
+        start = secret[:_RECOGNIZED_CHARS]
+        if len(start) == _RECOGNIZED_CHARS:
+            at = text.find(start)
+            while at >= 0:
+                end = at
+                while end < len(text) and secret.startswith(text[at : end + 1]):
+                    end += 1
+                text = text[:at] + _CONCEALED + text[end:]
+                at = text.find(start, at + len(_CONCEALED))
+    return text
+
+
+def _secrets_of(credential: Credential | None) -> set[str]:
+    """All that would give it away, in the forms in which it is sent. To strike out what is very short would tell it."""
+    if credential is None:
+        return set()
+    plain = {credential.password, credential.identity_token, credential.registry_token}
+    found = plain | {quote_plus(secret) for secret in plain}
+    if credential.password:
+        found.add(_basic(credential).partition(" ")[2])
+    return {secret for secret in found if len(secret) >= _SHORTEST_CONCEALED}
 
 
 def _basic(credential: Credential) -> str:

@@ -146,6 +146,14 @@ class Client:
     async def _get(self, path: str, headers: dict[str, str]) -> AsyncIterator[httpx.Response]:
         """The answer when it is a success (or, to a Range, 416), with credentials when they are asked for."""
         authorization = await self._prepare()
+        with authorization.concealing():
+            async with self._answer(authorization, path, headers) as response:
+                yield response
+
+    @asynccontextmanager
+    async def _answer(
+        self, authorization: Authorization, path: str, headers: dict[str, str]
+    ) -> AsyncIterator[httpx.Response]:
         url = f"{authorization.base}/{self._repository}/{path}"
         used = authorization.current
         for is_last in (False, True):

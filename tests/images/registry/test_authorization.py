@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import parse_qs
 
@@ -17,6 +19,7 @@ from tests.images.registry.certificate import self_signed
 from tests.images.registry.hostile import (
     Exchange,
     HostileRegistry,
+    Request,
     TokenServer,
     basic,
     problem,
@@ -162,6 +165,34 @@ async def test_realms_of_plain_http(scene: Scene, tmp_path: Path) -> None:
             with pytest.raises(ImagePullFailed, match="https only"):
                 await pull(registries, image.reference)
         scene.nothing_asked(scene.other)
+
+
+@pytest.mark.parametrize("kind", ["basic", "token", "token server"])
+async def test_secrets_that_are_repeated(scene: Scene, tmp_path: Path, kind: str) -> None:
+    """What a server repeats of the credentials it was shown is in no message, even when the quotation is cut short."""
+    secret = SECRET * 40
+    scene.login(scene.registry, "user", secret)
+
+    async def repeat(exchange: Exchange) -> None:
+        value = exchange.request.headers.get("authorization", "")
+        known = base64.b64decode(value.partition(" ")[2]).decode() if value.startswith("Basic ") else ""
+        await exchange.answer(403 if value else 401, problem("DENIED", f"{value} {known}"), challenge)
+
+    challenge: Sequence[tuple[str, str]] = [("WWW-Authenticate", 'Basic realm="tests"')]
+    if kind != "basic":
+        TokenServer(scene.registry, scene.other)
+        challenge = scene.registry.guard(Request("GET", "/v2/", "", {}, b"", 0)) or []
+    if kind == "token server":
+        scene.other.script("/token", repeat)
+    else:
+        scene.registry.script(scene.image.manifest_path, repeat)
+    with pytest.raises(ImageUnauthorized) as caught:
+        await pull(registries_in(tmp_path), scene.image.reference)
+    message = str(caught.value)
+    assert "(concealed)" in message
+    assert SECRET not in message
+    for value in [*shown(scene.registry, scene.image.manifest_path), *shown(scene.other, "/token")]:
+        assert not value or value.partition(" ")[2][:20] not in message
 
 
 async def test_problems_with_files_are_told(scene: Scene, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
