@@ -96,7 +96,8 @@ def parse_reference(text: str) -> Reference:
         raise _invalid(text, f"it has {len(text):,} characters; at most {MAX_REFERENCE_CHARS:,} make sense")
     odd = next((c for c in text if not c.isprintable()), None)
     if odd is not None:
-        raise ImageInvalid(f"{text[:100]!a} is no image reference: it holds the unprintable character {odd!a}")
+        shown = _without_password(text)[:100]
+        raise ImageInvalid(f"{shown!a} is no image reference: it holds the unprintable character {odd!a}")
     if text == HOST:
         return HostReference()
     prefix, colon, rest = text.partition(":")
@@ -136,6 +137,8 @@ def _parse_registry(text: str) -> RegistryReference:
     scheme = _SCHEME.match(text)
     if scheme:
         raise _invalid(text, f"leave out `{scheme.group(0)}`")
+    if text != _without_password(text):
+        raise _invalid(text, "credentials are no part of it: `docker login` on the node keeps them")
     rest, at, digest = text.partition("@")
     if at and not _DIGEST.fullmatch(digest):
         raise _invalid(text, f"the digest {_quote(digest)} is not `sha256:` and 64 of 0-9 a-f")
@@ -193,5 +196,14 @@ def _quote(text: str) -> str:
     return f"`{text if len(text) <= 100 else text[:100] + '…'}`"
 
 
+def _without_password(text: str) -> str:
+    """`user:password@host/…` is no reference, but people try it: what is between colon and @ is not repeated."""
+    before, _, after = text.rpartition("@")
+    scheme = _SCHEME.match(before)
+    start = scheme.end() if scheme else 0
+    name, colon, _ = before[start:].partition(":")
+    return f"{before[:start]}{name}:…@{after}" if colon and "/" in after else text
+
+
 def _invalid(text: str, cause: str) -> ImageInvalid:
-    return ImageInvalid(f"{_quote(text)} is no image reference: {cause}")
+    return ImageInvalid(f"{_quote(_without_password(text))} is no image reference: {cause}")

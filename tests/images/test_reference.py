@@ -63,6 +63,10 @@ BAD = {
     "a/../b": "`..` in the repository",
     "docker://alpine": "leave out `docker://`",
     "https://example.org/a": "leave out `https://`",
+    "me:hush@example.org/a": "`me:…@example.org/a` is no image reference: credentials are no part",
+    "https://me:hush@example.org/a": "`https://me:…@example.org/a` is",
+    "me:hush@example.org/a\x1b": "'me:\\u2026@example.org/a\\x1b' is",
+    "example.org:5000/a:v1@deadbeef": "the digest `deadbeef`",
     "al pine": "`al pine` in the repository",
     "al\npine": "unprintable character",
     "al\ud800pine": "unprintable character",
@@ -97,7 +101,7 @@ def test_names_the_wrong_part(text: str) -> None:
         parse_reference(text)
     message = str(caught.value)
     assert BAD[text] in message
-    assert "\n" not in message and len(message) < 500
+    assert "\n" not in message and len(message) < 500 and "hush" not in message
     assert caught.value.reason == "ImageInvalid"
 
 
