@@ -86,7 +86,9 @@ class Layers:
         return all(self.path(key).is_dir() for key in keys)
 
     def note(self, key: str) -> Unpacked | None:
-        """What became of it; None when it is not here, or that is damaged. Raises OSError."""
+        """What became of it; None when it is not here, or damaged. Raises OSError."""
+        if not self.path(key).is_dir():  # a stranger's `rm -r` may end halfway
+            return None
         return read_document(self.directory / key / "layer.json", Unpacked)
 
     def made_at(self, key: str) -> int:

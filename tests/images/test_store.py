@@ -219,6 +219,17 @@ async def test_damaged_documents(
     assert not document.exists()
 
 
+async def test_layers_that_were_removed_by_hand(store: ImageStore, remote: Remote, two_layers: Path) -> None:
+    """A layer whose files are gone, all but its note, is made anew."""
+    remote.images[NAME] = two_layers
+    first = await ensure(store, NAME)
+    shutil.rmtree(first.layers[1])
+    again = await ensure(store, NAME)
+    assert again.layers == first.layers and len(remote.fetched) == 3
+    await store.sweep()
+    assert all(resource.owner for resource in await store.inventory())
+
+
 async def test_documents_that_are_none(store: ImageStore, remote: Remote, two_layers: Path) -> None:
     """Pipes, directories and links in the place of documents are not read, and do not hold anything up."""
     remote.images[NAME] = two_layers
