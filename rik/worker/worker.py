@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 import rik
 from rik.environment import Environment
-from rik.errors import InstanceFailure, StoreUnavailable
+from rik.errors import InstanceFailure, StoreUnavailable, Unavailable
 from rik.messages import Assignment, Forget, Hello, NodeDescription, Order, Report, Run, Stop
 from rik.model.instance import ContainerState, Reason, Status, Transition
 from rik.model.node import Capability
@@ -174,7 +174,7 @@ class Worker:
             try:
                 for resource in await runtime.sweep(self.uids()):
                     log.info("swept %s %s, which belonged to nobody", resource.kind, resource.name)
-            except InstanceFailure as failure:  # the audit names it, and the next start tries again
+            except (InstanceFailure, OSError) as failure:  # the audit names it, and the next start tries again
                 log.error("something that belongs to nobody cannot be swept: %s", failure)
 
     # --- what a session asks for -------------------------------------------------------------------------------------
@@ -301,10 +301,14 @@ class Worker:
     # --- rounds ------------------------------------------------------------------------------------------------------
 
     async def audit(self) -> Audited:
-        """Every resource of this host's RIK, and those that nobody owns."""
+        """Every resource of this host's RIK, and those that nobody owns. Raises Unavailable when the disk refuses."""
         runtimes = list(self._runtimes.values())
         async with self._rounds:
-            return await audit(runtimes, self.uids, data_dir=self._data_dir, sockets=self._publisher.listening())
+            sockets = self._publisher.listening()
+            try:
+                return await audit(runtimes, self.uids, data_dir=self._data_dir, sockets=sockets)
+            except OSError as error:
+                raise Unavailable(f"this host's resources cannot be looked at: {error}") from error
 
     async def examine(self) -> list[dict[str, Any]]:
         """The doctor's checks, ready for JSON."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 
 import pytest
@@ -11,6 +12,7 @@ from trio.testing import MockClock
 from rik.link.base import MAX_FRAME_BYTES, StreamFailed
 from rik.messages import Attach, Audit, Doctor, Exec, ReadLogs, ReadStats, Run, StreamRequest
 from rik.model.instance import LogLine, Status
+from rik.runtime.fake import FakeRuntime
 from rik.runtime.fakemachine import Facts
 from rik.settings import WorkerSettings
 from rik.worker.logtail import LINE_BYTES, TAIL_BYTES
@@ -221,6 +223,26 @@ async def test_audit_finds_an_orphan(autojump_clock: MockClock) -> None:
         (orphan,) = audited["orphans"]
         assert "stray" in orphan["detail"]
         assert (await ask(site, Doctor())) == [b'{"checks":[]}']
+
+
+async def test_a_disk_that_refuses_to_be_looked_at(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """When what a runtime keeps cannot be read or swept, the worker starts all the same, and the audit says why."""
+
+    async def refused(*arguments: object) -> list[object]:
+        raise OSError(errno.EROFS, "Read-only file system", "/data/images/lock")
+
+    monkeypatch.setattr(FakeRuntime, "sweep", refused)
+    monkeypatch.setattr(FakeRuntime, "inventory", refused)
+    site = Site()
+    async with site.running():
+        await site.scheduler.run(site.assignment("a"))
+        await site.scheduler.until("a", Status.RUNNING)
+        with pytest.raises(StreamFailed, match="Read-only file system") as caught:
+            await ask(site, Audit())
+        assert caught.value.http_status == 503
+    assert "cannot be swept" in caplog.text and "Traceback" not in caplog.text
 
 
 async def test_a_fault_in_a_stream_is_told_to_its_reader(
