@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import trio
 
-# One more than CI has cores: a round waits for the disk, and for what it kills, half of its time.
+# One more than CI has cores: a round also waits, for the disk and for what it kills.
 LANES = 3
 
 T = TypeVar("T")
@@ -28,7 +28,7 @@ async def in_lanes(run: Callable[[int], Awaitable[None]]) -> None:
         try:
             await run(lane)
         except Exception as error:
-            error.add_note(f"in lane {lane} of {LANES}")
+            error.add_note(f"in lane {lane} of 0 to {LANES - 1}")
             raise
 
     async with trio.open_nursery() as nursery:
