@@ -90,7 +90,8 @@ def audit(node: str | None, data_dir: Path | None, style: str) -> int:
 
 
 def ask_nodes(client: Client, call: str, node: str | None) -> dict[str, bytes] | None:
-    """The answer of each node, or of the one named, exactly as the API wrote it; None when no server answers."""
+    """The answer of each node, or of the one named, exactly as the API wrote it; None when no server answers. Raises
+    RequestRefused when every node refuses: nothing is known then."""
     if node is not None:
         return {node: client.get(call, node).body}
     try:
@@ -99,13 +100,18 @@ def ask_nodes(client: Client, call: str, node: str | None) -> dict[str, bytes] |
         note(f"{error.message}: looking at this host")
         return None
     bodies = {}
+    refusals = {}
     for entry in entries:
         try:
             bodies[str(entry["name"])] = client.get(call, entry["name"]).body
         except RequestRefused as error:
             if error.status != 503:
                 raise
-            note(f"warning: {entry['name']} cannot be asked: {error.message}")
+            refusals[str(entry["name"])] = error
+    if refusals and not bodies:
+        raise next(iter(refusals.values()))
+    for name, refusal in refusals.items():
+        note(f"warning: {name} cannot be asked: {refusal.message}")
     return bodies
 
 

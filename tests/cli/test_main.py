@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from rik.cli.main import COMMANDS
+from tests.cli.scripted import Problem, Scripted
 
 LIMIT_S = 60.0
 HEAVY = ("trio", "httpx", "rich", "yaml", "msgspec", "quart", "jsonschema")
@@ -129,6 +130,23 @@ def test_no_server_but_this_host(command: str, nowhere: str, tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr
     assert f"nothing listens at {nowhere} (connection refused): looking at this host" in done.stderr
     assert "this host" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["doctor", "audit"])
+def test_nodes_that_cannot_say(command: str) -> None:
+    """When no node can be asked nothing is known: that is an error, and no clean bill."""
+    nodes = [{"id": f"n{number}", "name": f"node-{number}", "value": {}} for number in range(2)]
+    answers = {"nodes.list": nodes}
+    refused = {f"nodes.{command}/node-{number}": Problem(503, "the disk refuses") for number in range(2)}
+    with Scripted({**answers, **refused}).serving() as server:
+        done = rik(command, env={"RIK_CLUSTER_SERVER": server.url})
+    assert done.returncode == 1 and done.stdout == ""
+    assert "error: the disk refuses" in done.stderr
+    good: dict[str, list[str]] = {"resources": [], "orphans": [], "checks": []}
+    with Scripted({**answers, **refused, f"nodes.{command}/node-1": good}).serving() as server:
+        done = rik(command, env={"RIK_CLUSTER_SERVER": server.url})
+    assert done.returncode == 0
+    assert "warning: node-0 cannot be asked: the disk refuses" in done.stderr
 
 
 def test_server_option_stands_anywhere(nowhere: str) -> None:
