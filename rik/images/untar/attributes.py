@@ -22,6 +22,7 @@ UNSUPPORTED = (
     errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EINVAL, errno.E2BIG, errno.ERANGE, errno.ENOSPC
 )  # fmt: skip
 _NOT_OURS_TO_GIVE = (errno.EINVAL, errno.EPERM)
+_SET_ID = stat.S_ISUID | stat.S_ISGID
 _MAX_ID = 2**32 - 2
 
 
@@ -41,19 +42,21 @@ class Attributes:
         if not (0 <= uid <= _MAX_ID and 0 <= gid <= _MAX_ID):
             raise BadTar(f"{shown(member.name)} has the owner {uid}:{gid}")
         status = os.fstat(file) if isinstance(file, int) else os.lstat(file)
-        if status.st_uid != uid or status.st_gid != gid:
-            self.own(file, uid, gid)
-        if (status.st_mode ^ member.mode) & 0o7777 and not stat.S_ISLNK(status.st_mode):
-            os.chmod(file, member.mode & 0o7777)
+        mode = member.mode & 0o7777
+        if (status.st_uid != uid or status.st_gid != gid) and not self.own(file, uid, gid):
+            mode &= ~_SET_ID  # it would give the rights of somebody else than the image says
+        if (status.st_mode & 0o7777) != mode and not stat.S_ISLNK(status.st_mode):
+            os.chmod(file, mode)
         for name, value in member.xattrs:
             self._set_xattr(file, name, value)
 
-    def own(self, file: int | str, uid: int, gid: int) -> None:
-        """Gives the file its owners; one that does not exist in this user namespace is left as it is, and counted."""
+    def own(self, file: int | str, uid: int, gid: int) -> bool:
+        """Gives the file its owners; one that does not exist in this user namespace is left as it is, counted, and
+        answered with False."""
         follow = isinstance(file, int)
         try:
             os.chown(file, uid, gid, follow_symlinks=follow)
-            return
+            return True
         except OSError as error:
             if error.errno not in _NOT_OURS_TO_GIVE:
                 raise
@@ -64,6 +67,7 @@ class Attributes:
             except OSError as error:
                 if error.errno not in _NOT_OURS_TO_GIVE:
                     raise
+        return False
 
     def copy_xattrs(self, source: int, path: str) -> None:
         """Gives `path` the attributes of the open file `source`, but for overlayfs's own."""
