@@ -67,7 +67,9 @@ async def pull_here(reference: str, directory: Path) -> dict[str, float]:
     from rik.images.reference import parse_reference
     from rik.images.store import ImageStore
     from rik.linux.idmap import detect
+    from rik.linux.memory import share_arenas
 
+    share_arenas()  # as a host does
     store = ImageStore(directory / "images", "benchmark", detect())
     parsed = parse_reference(reference)
     lags_ms: list[float] = []

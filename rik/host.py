@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import os
 import resource
@@ -26,6 +25,7 @@ from rik.inspection import local_audit, local_doctor, sweep_dead_demos
 from rik.link.base import Link
 from rik.link.local import LocalLink, link_pair
 from rik.link.switchboard import Switchboard
+from rik.linux.memory import share_arenas
 from rik.messages import FromWorker, ToApi, ToScheduler, ToWorker
 from rik.network.publisher import ProxyPublisher
 from rik.runtimes import equip
@@ -45,8 +45,6 @@ log = logging.getLogger(__name__)
 # How long `listening on` waits for this host's worker, so that the first `rik run` finds a node.
 WORKER_START_PATIENCE_S = 2.0
 DESCRIPTORS = 65_536
-M_ARENA_MAX = -8  # malloc.h
-MALLOC_ARENAS = 2
 # What the user typed to get here, when it was not `rik` (set by rik.py).
 PROGRAM_VARIABLE = "RIK_PROGRAM"
 
@@ -54,7 +52,7 @@ PROGRAM_VARIABLE = "RIK_PROGRAM"
 def serve(settings: Settings) -> int:
     """Runs a host until it is told to stop; returns the exit code. Raises StartupError when it cannot start."""
     _raise_descriptor_limit()
-    _share_arenas()
+    share_arenas()
     temporary = settings.demo and settings.data_dir == Path()
     if temporary:
         settings = replace(settings, data_dir=Path(tempfile.mkdtemp(prefix=DEMO_PREFIX)))
@@ -81,13 +79,6 @@ def _raise_descriptor_limit() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def _share_arenas() -> None:
-    """Else glibc gives every thread that reads, writes or hashes a heap of its own, which hardly shrinks again: a pull
-    of 250 MB then makes this process 22 MiB larger instead of 16."""
-    with contextlib.suppress(AttributeError):  # another C library
-        ctypes.CDLL(None).mallopt(M_ARENA_MAX, MALLOC_ARENAS)
 
 
 def _first(group: BaseExceptionGroup[StartupError]) -> StartupError:
