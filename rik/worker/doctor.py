@@ -19,7 +19,7 @@ from rik.linux import cgroups
 from rik.linux.syscalls import CLONE_NEWUSER
 from rik.model.instance import Port
 from rik.model.node import Capability, Check
-from rik.model.resources import format_memory
+from rik.model.sizes import format_bytes
 from rik.network import ports
 from rik.worker.images import NodeImages
 
@@ -137,8 +137,8 @@ def _disk(data_dir: Path) -> Check:
     if not os.access(place, os.W_OK):
         return Check("disk", False, f"{place} cannot be written", "choose another --data-dir, or change its owner")
     ok = free >= LEAST_FREE_DISK_BYTES
-    advice = "" if ok else f"free some room (at least {format_memory(LEAST_FREE_DISK_BYTES)}), or move --data-dir"
-    return Check("disk", ok, f"{format_memory(free)} free at {place}", advice)
+    advice = "" if ok else f"free some room (at least {format_bytes(LEAST_FREE_DISK_BYTES)}), or move --data-dir"
+    return Check("disk", ok, f"{format_bytes(free)} free at {place}", advice)
 
 
 def _address(address: str) -> Check:
